@@ -1,0 +1,32 @@
+"""moectl: a toolkit for Mixture-of-Experts language models.
+
+The functions mirror the commands and are imported on first use, so `import moectl` loads no torch:
+
+    import moectl
+    model = moectl.load_model("path/to/checkpoint")
+    logits_BSV = model(token_ids_BS)
+    stats = moectl.route_stats("path/to/checkpoint", data=["wiki=wikipedia.txt"], tokens=4096)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moectl.api import load_model, route_stats
+
+__all__ = ["__version__", "load_model", "route_stats"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from moectl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module `moectl` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return __all__

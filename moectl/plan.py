@@ -1,0 +1,162 @@
+"""What a run will cost, said before it starts: bytes, memory, arithmetic, time.
+
+Pure arithmetic over plain numbers; `moectl.arch.counts` supplies those of a model. Also the Progress protocol, through which the library
+reports work without printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from moectl.errors import ResourceError
+from moectl.units import format_bytes, format_count, format_seconds
+
+# Set aside for what a plan cannot see: threads' stacks, library buffers, allocator slack, the data-frame libraries.
+MARGIN_BYTES = 400_000_000
+
+
+class Progress(Protocol):
+    """Hears of the work as it happens. The CLI draws it; tests and notebooks can pass their own."""
+
+    def stage(self, name: str, total: float, unit: str) -> None:
+        """A new piece of work of `total` units begins."""
+
+    def advance(self, amount: float) -> None:
+        """`amount` more units of the current stage are done."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should know: a choice and its reason, or a warning."""
+
+
+class Silence:
+    """A Progress that says nothing."""
+
+    def stage(self, name: str, total: float, unit: str) -> None: ...
+    def advance(self, amount: float) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardSizes:
+    """Sizes of a model and a micro-batch that decide memory. All in values or tokens, not bytes."""
+
+    weights: int
+    largest_layer: int
+    """Weights of the largest layer without routed experts."""
+    largest_expert: int
+    largest_tensor: int
+    hidden: int
+    attention_width: int
+    """Queries, keys and values of one token in one layer."""
+    ffn_width: int
+    """The widest feed-forward block a token meets, routed, shared or dense."""
+    n_experts: int
+    top_k: int
+    tokens: int
+    batch_tokens: int
+
+
+def activation_bytes(sizes: ForwardSizes, itemsize: int) -> int:
+    """Working memory of one micro-batch inside one layer, at the worst: all its tokens in one expert."""
+    residual = 4 * sizes.hidden * itemsize + 4 * sizes.hidden
+    attention = 3 * sizes.attention_width * itemsize
+    ffn = 3 * sizes.ffn_width * itemsize + sizes.hidden * (2 * itemsize + 4)
+    # Logits, scores, masks and counting matrices in float32; ids, order and rows in int64.
+    router = 6 * 4 * sizes.n_experts + 8 * 8 * sizes.top_k
+    return sizes.batch_tokens * (residual + max(attention, ffn) + router)
+
+
+def resident_bytes(sizes: ForwardSizes, *, itemsize: int, stored_itemsize: int) -> int:
+    """Memory of a token-major run beside the process itself: all weights, one micro-batch, one tensor being read."""
+    return sizes.weights * itemsize + sizes.largest_tensor * stored_itemsize + activation_bytes(sizes, itemsize)
+
+
+def streamed_bytes(sizes: ForwardSizes, *, itemsize: int, stored_itemsize: int) -> int:
+    """Memory of a layer-major run beside the process itself: one layer, one expert, and per token its residual stream,
+    its normed copy, its float32 sum and its routing."""
+    weights = (sizes.largest_layer + sizes.largest_expert) * (itemsize + stored_itemsize)
+    per_token = sizes.hidden * (2 * itemsize + 4) + sizes.top_k * 16
+    return weights + sizes.tokens * per_token + activation_bytes(sizes, itemsize)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `route-stats` is about to do."""
+
+    model: str
+    tokens: int
+    sequences: int
+    dtype: str
+    dtype_reason: str
+    device: str
+    order: str
+    order_reason: str
+    read_bytes: int
+    peak_bytes: int
+    """Planned peak RSS of the process."""
+    budget_bytes: int
+    flops: float
+    flops_per_s: float
+    """Measured on this machine just now, one large GEMM in the plan's dtype."""
+    output_bytes: int
+
+    @property
+    def least_seconds(self) -> float:
+        """The arithmetic alone, at the measured GEMM rate: no run is faster."""
+        return self.flops / self.flops_per_s
+
+    @property
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """Label and text, for people."""
+        return (
+            ("model", self.model),
+            ("data", f"{self.tokens:,} tokens in {self.sequences:,} {'sequence' if self.sequences == 1 else 'sequences'}"),
+            ("dtype", f"{self.dtype} ({self.dtype_reason})"),
+            ("device", self.device),
+            ("order", f"{self.order} ({self.order_reason})"),
+            ("to read", format_bytes(self.read_bytes)),
+            ("peak memory", f"{format_bytes(self.peak_bytes)} of {format_bytes(self.budget_bytes)} allowed"),
+            ("arithmetic", f"{format_count(self.flops)} FLOPs"),
+            ("time", f"at least {format_seconds(self.least_seconds)} at {self.flops_per_s / 1e9:.0f} GFLOP/s measured here"),
+            ("output", f"{format_bytes(self.output_bytes)}" if self.output_bytes else "terminal only"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON, sizes in bytes."""
+        return {**asdict(self), "least_seconds": self.least_seconds}
+
+
+def choose_order(order: str, *, resident: int, streamed: int, budget: int) -> tuple[str, str]:
+    """Resident or streamed, and why; both sizes include the process itself. Raises ResourceError if it cannot fit."""
+    needed = {"resident": resident, "streamed": streamed}
+    if order == "auto":
+        if resident <= budget:
+            return "resident", "all weights fit in memory"
+        order, reason = "streamed", f"all weights at once would take {format_bytes(resident)}"
+    else:
+        reason = "as asked"
+    if needed[order] > budget:
+        if order == "resident" and streamed <= budget:
+            hint = "let `--order auto` stream the weights, or raise `--memory`"
+        else:
+            hint = "lower `--tokens` or `--batch-tokens`, or raise `--memory`"
+        raise ResourceError(
+            f"this run would take {format_bytes(needed[order])} of memory, but {format_bytes(budget)} are allowed", hint=hint
+        )
+    return order, reason
+
+
+def check_disk(needed: int, available: int, where: str) -> None:
+    """Raises ResourceError if `needed` bytes do not fit."""
+    if needed > available:
+        raise ResourceError(
+            f"`{where}` needs {format_bytes(needed)}, but its disk has {format_bytes(available)} free",
+            hint="free some space, choose another folder, or leave out `--trace`",
+        )
+
+
+def largest(values: Sequence[int]) -> int:
+    """The largest, or 0 of none."""
+    return max(values, default=0)

@@ -1,0 +1,91 @@
+"""Outputs that appear whole or not at all: written beside their final name, then renamed.
+
+    with staged_directory(Path("out"), overwrite=False) as folder:
+        (folder / "summary.json").write_text("{}")
+
+If the block raises, for any reason including Ctrl-C, nothing is left under the output's name or beside it.
+A killed process can leave a `.NAME.partial-*` sibling, never a half-written output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from moectl.errors import MoectlError, UsageError, from_os_error
+
+# Every folder moectl writes holds one of these, so `--overwrite` never deletes a folder of something else.
+_MARKERS = ("summary.json", "moectl.json")
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists. Call it before any long work. Raises UsageError."""
+    if (path.exists() or path.is_symlink()) and not overwrite:
+        raise UsageError(f"the output `{path}` already exists", hint="pass `--overwrite` to replace it, or choose another name")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in _MARKERS):
+        raise UsageError(
+            f"`{path}` was not written by moectl (it holds no {' or '.join(f'`{name}`' for name in _MARKERS)}), so it is not replaced",
+            hint="delete it yourself, or choose another name",
+        )
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty sibling of `path`; rename it to `path` if the block succeeds.
+
+    Raises UsageError if `path` exists and `overwrite` is false, ResourceError if the disk refuses.
+    """
+    check_output(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as error:
+        raise from_os_error(error, f"create `{path}`") from error
+    try:
+        yield stage
+        _sync(stage)
+        stage.chmod(0o777 & ~_umask())
+        _replace(stage, path)
+    except MoectlError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, f"write `{path}`") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(stage: Path, path: Path) -> None:
+    if not (path.exists() or path.is_symlink()):
+        os.rename(stage, path)
+        return
+    old = stage.with_name(stage.name + ".old")
+    os.rename(path, old)
+    try:
+        os.rename(stage, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink()
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
