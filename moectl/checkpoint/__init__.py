@@ -1,0 +1,1 @@
+"""Bytes on disk <-> named tensors: headers, index, reader, writer, Hub ids. Knows no model."""

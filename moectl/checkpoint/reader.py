@@ -1,0 +1,152 @@
+"""Tensors out of a checkpoint, one at a time, into their own memory. Converts and checks no values unless asked.
+
+    with TensorReader(open_index(folder)) as reader:
+        w_VH = reader.read("model.embed_tokens.weight")
+
+Bytes go by `pread` straight into memory that torch allocated: memory follows what is held, not the file; tensors
+are aligned as torch's own (memory maps are not); other threads run meanwhile. `safetensors.safe_open` with
+`backend="pread"` (0.8) reads the whole tensor for every slice and keeps the interpreter lock, hence not used here.
+
+Shape suffixes: L = all elements, flattened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from moectl.checkpoint.dtypes import torch_dtype
+from moectl.checkpoint.header import TensorInfo
+from moectl.checkpoint.index import CheckpointIndex
+from moectl.checkpoint.json_object import quote
+from moectl.errors import ModelError, from_os_error
+
+# Linux moves at most 2 GiB less one page per call.
+_MAX_READ = 1 << 30
+_EXACT_CHUNK = 1 << 22
+
+
+class TensorReader:
+    """Reads tensors of one checkpoint; each shard is opened once, when first needed. Safe to use from several threads.
+
+    `bytes_read` counts the bytes taken from the files so far.
+    """
+
+    def __init__(self, index: CheckpointIndex) -> None:
+        self.index = index
+        self.bytes_read = 0
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards. Tensors already read stay valid; a later read opens its shard again."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU, in the checkpoint's dtype. Raises ModelError if it is unknown or its file changed."""
+        info = self._info(name)
+        return self._read(info, info.start, info.shape)
+
+    def read_slice(self, name: str, *, index: int | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        """Part of a tensor, reading only the bytes of that part.
+
+        `index` picks one entry along dimension 0 and drops the dimension; `rows = (start, stop)` then keeps that range
+        of the first remaining dimension. For an [E, I, H] tensor, `index=3, rows=(0, 8)` gives [8, H].
+        Raises ModelError if the part lies outside the tensor.
+        """
+        info = self._info(name)
+        start, shape, nbytes = info.start, info.shape, info.nbytes
+        if index is not None:
+            if not shape or not 0 <= index < shape[0]:
+                raise ModelError(f"tensor {quote(name)} of shape {list(shape)} has no entry {index}")
+            nbytes //= shape[0]
+            start, shape = start + index * nbytes, shape[1:]
+        if rows is not None:
+            first, stop = rows
+            if not shape or not 0 <= first <= stop <= shape[0]:
+                raise ModelError(f"tensor {quote(name)} of shape {list(info.shape)} has no rows {first} to {stop}")
+            row_bytes = nbytes // shape[0] if shape[0] else 0
+            start, shape = start + first * row_bytes, (stop - first, *shape[1:])
+        return self._read(info, start, shape)
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.index.tensors.get(name)
+        if info is None:
+            near = difflib.get_close_matches(name, list(self.index.tensors)[:5000], n=3)
+            raise ModelError(
+                f"the checkpoint `{self.index.shards[0].parent}` has no tensor {quote(name)}",
+                hint="similar names: " + ", ".join(quote(n) for n in near) if near else None,
+            )
+        return info
+
+    def _read(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> Tensor:
+        tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+        view = tensor.reshape(-1).view(torch.uint8).numpy().data
+        try:
+            descriptor = self._descriptor(info.file)
+            done = 0
+            while done < len(view):
+                count = os.preadv(descriptor, [view[done : done + _MAX_READ]], start + done)
+                if count == 0:
+                    missing = len(view) - done
+                    raise ModelError(f"`{info.file}` lost {missing:,} bytes of tensor {quote(info.name)} since its header was read")
+                done += count
+        except FileNotFoundError as error:
+            raise ModelError(f"`{info.file}` is gone since its header was read") from error
+        except OSError as error:
+            raise from_os_error(error, f"read `{info.file}`") from error
+        with self._lock:
+            self.bytes_read += len(view)
+        return tensor
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[file]
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise ModelError if a floating-point tensor holds NaN or infinity, saying how many and where the first one is.
+
+    A sum is NaN or infinite whenever one of its terms is, so one fused pass clears a good tensor. Large legal values
+    can overflow the sum as well: then, and only then, every value is looked at.
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    # torch sums float16 and bfloat16 in float32 inside; for the 8-bit formats it has no sum.
+    total = tensor.sum() if tensor.element_size() > 1 else tensor.float().sum()
+    if bool(torch.isfinite(total)):
+        return
+    nan, infinite, first = 0, 0, -1
+    for start, chunk_L in enumerate(torch.split(tensor.reshape(-1), _EXACT_CHUNK)):
+        values_L = chunk_L if chunk_L.element_size() > 1 else chunk_L.float()
+        bad_L = ~torch.isfinite(values_L)
+        n_bad = int(bad_L.sum())
+        if n_bad:
+            n_nan = int(torch.isnan(values_L).sum())
+            nan, infinite = nan + n_nan, infinite + n_bad - n_nan
+            if first < 0:
+                first = start * _EXACT_CHUNK + int(bad_L.int().argmax())
+    if first >= 0:
+        position = [int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)]
+        raise ModelError(
+            f"tensor {quote(name)} holds {nan:,} NaN and {infinite:,} infinite values among {tensor.numel():,}, the first at {position}",
+            hint="the checkpoint is damaged: download it again or use another copy",
+        )
