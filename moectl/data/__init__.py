@@ -1,0 +1,1 @@
+"""Text -> token sequences: sources, tokenizer, packing, domains, micro-batches. Knows no model."""

@@ -1,0 +1,208 @@
+"""From `[NAME=]SOURCE` on the command line to named domains of files, in a fixed order.
+
+Only names and folders are looked at here; `documents.py` and `token_files.py` read what is inside the files.
+
+    parse_sources(["wiki=wiki.jsonl.gz", "code=src/"])
+    # {"wiki": (Source(PosixPath("wiki.jsonl.gz"), "jsonl"),), "code": (Source(PosixPath("src/a.py"), "text"), ...)}
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moectl.errors import DataError, UsageError, from_os_error
+
+Kind = Literal["text", "jsonl", "npy"]
+
+COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
+JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+
+# What a folder is searched for. A file named on its own, or by a glob, may have any suffix that is not refused below.
+_TEXT = (
+    ".txt .text .md .markdown .rst .adoc .org .tex .bib .html .htm .xml .csv .tsv .log .srt .yaml .yml .toml .ini .cfg .css .sql "
+    ".py .pyi .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb .php .pl .pm .lua .r .jl .m "
+    ".swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .fish .ps1 .bat .cmake .mk .proto .vim .asm .s"
+)
+TEXT_SUFFIXES = frozenset(_TEXT.split())
+_BINARY = (
+    ".pdf .doc .docx .odt .rtf .xls .xlsx .ppt .pptx .epub .zip .tar .tgz .bz2 .xz .7z .rar .lz4 .bin .pt .pth .ckpt .safetensors .gguf "
+    ".onnx .h5 .hdf5 .npz .pkl .pickle .joblib .arrow .feather .orc .avro .msgpack .tfrecord .mds .idx .sqlite .db .png .jpg .jpeg .gif "
+    ".webp .mp3 .wav .flac .mp4 .mkv .so .o .a .dll .exe .pyc .class .jar .whl"
+)
+_BINARY_SUFFIXES = frozenset(_BINARY.split())
+READABLE = "this version reads UTF-8 text, `.jsonl` (both also `.gz` and `.zst`), `.npy` token ids, and folders and globs of them"
+
+# `experts.parquet` uses `all` for the sum over domains.
+_RESERVED_NAME = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to read and how: `text` is one document, `jsonl` one per row, `npy` token ids."""
+
+    path: Path
+    kind: Kind
+
+
+def parse_sources(specs: Sequence[str]) -> dict[str, tuple[Source, ...]]:
+    """The files of every domain, domains in order of first mention; a name given twice joins its sources in order.
+
+    Raises UsageError for a spec that is not `[NAME=]SOURCE` or a domain that mixes text and token ids, DataError for a
+    SOURCE that is missing, empty or of a kind that is not read.
+    """
+    if not specs:
+        raise UsageError("no data was given", hint="pass `--data [NAME=]SOURCE`, for example `--data wiki=wiki.txt`")
+    domains: dict[str, tuple[Source, ...]] = {}
+    for spec in specs:
+        name, location = _split_spec(spec)
+        files = _expand(location)
+        name = _check_name(_default_name(location) if name is None else name, spec)
+        domains[name] = domains.get(name, ()) + files
+    for name, files in domains.items():
+        if len({file.kind == "npy" for file in files}) == 2:
+            raise UsageError(f"the domain `{name}` mixes text and `.npy` token ids", hint="give the two different names with `NAME=SOURCE`")
+    return domains
+
+
+def source_of(path: Path) -> Source:
+    """How to read the file `path`, from its suffixes. Raises DataError, by name, for a kind that is not read."""
+    suffix, compressed = _suffix(path)
+    if suffix == ".npy" and not compressed:
+        return Source(path, "npy")
+    if suffix in JSONL_SUFFIXES:
+        return Source(path, "jsonl")
+    if suffix == ".parquet":
+        hint = "convert it: `pandas.read_parquet(IN).to_json(OUT, orient='records', lines=True)` with an OUT that ends in `.jsonl`"
+        raise DataError(f"cannot read `{path}`: `.parquet` is not read by this version", hint=hint)
+    if suffix == ".json":
+        hint = "write one JSON object per line and name it `.jsonl`, for example with `jq -c '.[]'`"
+        raise DataError(f"cannot read `{path}`: `.json` is not read by this version", hint=hint)
+    if suffix in _BINARY_SUFFIXES or suffix == ".npy":
+        raise DataError(f"cannot read `{path}`: a `{''.join(path.suffixes[-1 - compressed :])}` file is not text", hint=READABLE)
+    return Source(path, "text")
+
+
+def _split_spec(spec: str) -> tuple[str | None, str]:
+    """NAME and SOURCE; a path that exists wins over a `=` inside it, and a NAME never holds a slash."""
+    if "\0" in spec:
+        raise UsageError(f"`{ascii(spec)[1:-1]}` holds a NUL character", hint="write `NAME=SOURCE` or only `SOURCE`")
+    name, equals, location = spec.partition("=")
+    if not equals or os.sep in name or os.path.exists(os.path.expanduser(spec)):
+        name, location = "", spec
+    elif not name:
+        raise UsageError(f"`{spec}` has no name before the `=`", hint="write `NAME=SOURCE` or only `SOURCE`")
+    if not location:
+        raise UsageError(f"`{spec}` names no source", hint="write `NAME=SOURCE`, for example `wiki=wiki.txt`")
+    return name or None, os.path.expanduser(location)
+
+
+def _expand(location: str) -> tuple[Source, ...]:
+    if location == "demo":
+        raise DataError("the built-in `demo` data is not read by this version", hint=f"{READABLE}; a folder named so is `./demo`")
+    if location.startswith("hf://"):
+        raise DataError(f"cannot read `{location}`: `hf://` is not read by this version", hint="download the file first and pass its path")
+    path = Path(location)
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return (source_of(path),)
+        if path.exists():
+            raise DataError(f"`{path}` is neither a file nor a folder", hint=READABLE)
+    except (OSError, ValueError) as error:
+        raise _unusable_path(location, error) from error
+    if glob.has_magic(location):
+        files = sorted(Path(match) for match in glob.glob(location, recursive=True) if os.path.isfile(match))
+        if not files:
+            raise DataError(
+                f"no file matches `{location}`", hint="quote the pattern; `**` matches folders of any depth, `*` no hidden file"
+            )
+        return tuple(source_of(file) for file in files)
+    raise DataError(f"`{path}` does not exist", hint=_near_names(path))
+
+
+def _folder(folder: Path) -> tuple[Source, ...]:
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            suffix, _ = _suffix(path)
+            if suffix in TEXT_SUFFIXES or suffix in JSONL_SUFFIXES:
+                found.append(path)
+            else:
+                others[path.suffix or "without a suffix"] += 1
+    if not found:
+        listing = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items())) or "nothing"
+        hint = f"{READABLE}; other files need their own name or a glob such as `{folder}/*.npy`"
+        raise DataError(f"no text or `.jsonl` file in the folder `{folder}` (found: {listing})", hint=hint)
+    return tuple(source_of(path) for path in sorted(found))
+
+
+def _suffix(path: Path) -> tuple[str, bool]:
+    """The suffix that says the format, in lower case, and whether a compression suffix follows it."""
+    compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
+    return (Path(path.stem) if compressed else path).suffix.lower(), compressed
+
+
+def _default_name(location: str) -> str:
+    """The stem without format and compression suffix, a folder's name, or what is fixed in a pattern.
+
+    `wiki.jsonl.gz` -> `wiki`, `v1.5.txt` -> `v1.5`, `logs/wiki-*.jsonl` -> `wiki`, `src/**/*.py` -> `src`.
+    """
+    path = Path(location)
+    if path.is_dir():
+        return path.name if path.name not in ("", "..") else path.resolve().name
+    stem = path.name
+    if Path(stem).suffix.lower() in COMPRESSED_SUFFIXES:
+        stem = Path(stem).stem
+    stem = Path(stem).stem
+    if path.exists() or not glob.has_magic(location):
+        return stem
+    # Without a fixed part in the file's pattern, the last folder without a wildcard.
+    parent = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    return _fixed_text(stem) or parent.resolve().name
+
+
+def _fixed_text(pattern: str) -> str:
+    """The longest run of `pattern` that is no wildcard, trimmed of separators."""
+    for wildcard in "*?":
+        pattern = pattern.replace(wildcard, "[]")
+    runs = [run.rpartition("]")[2].strip("-_. ") for run in pattern.split("[")]
+    return max(runs, key=len)
+
+
+def _check_name(name: str, spec: str) -> str:
+    if name == _RESERVED_NAME:
+        raise UsageError(f"the domain name `{name}` is reserved for the sum over domains", hint="give another name: `NAME=SOURCE`")
+    if not name or not name.isprintable():
+        raise UsageError(f"`{ascii(spec)[1:-1]}` gives no printable domain name", hint="give one: `NAME=SOURCE`")
+    return name
+
+
+def _near_names(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"the folder `{parent}` does not exist either; the working folder is `{Path.cwd()}`"
+    near = difflib.get_close_matches(path.name, sorted(os.listdir(parent)), n=3)
+    return f"did you mean {' or '.join(f'`{parent / name}`' for name in near)}?" if near else "check the path"
+
+
+def _unusable_path(location: str, error: OSError | ValueError) -> Exception:
+    if isinstance(error, OSError):
+        return from_os_error(error, f"read `{location}`")
+    return DataError(f"`{ascii(location)[1:-1]}` is not a usable path: {error}", hint="check the path")

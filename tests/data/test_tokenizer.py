@@ -1,0 +1,224 @@
+"""The tokenizer wrapper: BOS and EOS rules, special ids, printable tokens, broken files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from moectl.data.tokenizer import TextTokenizer, load_tokenizer
+from moectl.errors import DataError, ModelError
+
+TEXT = "The quick brown fox"
+CONFIG = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def _id(raw: Tokenizer, token: str) -> int:
+    token_id = raw.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
+def _load(raw: Tokenizer, *, add_bos: bool = False) -> TextTokenizer:
+    return TextTokenizer(Tokenizer.from_str(raw.to_str()), bos_id=raw.token_to_id("<s>"), eos_id=raw.token_to_id("</s>"), add_bos=add_bos)
+
+
+@pytest.mark.parametrize("kind", ["plain", "template", "both_ends", "sentencepiece", "unigram"])
+def test_document_is_the_tokenizers_own_ids_and_one_eos(
+    kind: str, raw_tokenizers: dict[str, Tokenizer], model_folders: dict[str, Path]
+) -> None:
+    raw = raw_tokenizers[kind]
+    expected = raw.encode(TEXT).ids
+    eos = _id(raw, "</s>")
+    if expected[-1] != eos:
+        expected = [*expected, eos]
+    ids = load_tokenizer(model_folders[kind]).encode_document(TEXT)
+    assert ids == expected
+    assert ids.count(eos) == 1
+    assert ids.count(_id(raw, "<s>")) == (kind in ("template", "both_ends", "sentencepiece"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "add_bos", "n_bos"),
+    [("plain", True, 1), ("plain", False, 0), ("template", True, 1), ("template", False, 1), ("both_ends", True, 1)],
+)
+def test_bos_comes_once(kind: str, add_bos: bool, n_bos: int, make_folder: Callable[..., Path]) -> None:
+    tokenizer = load_tokenizer(make_folder(kind, tokenizer_config=CONFIG | {"add_bos_token": add_bos}))
+    ids = tokenizer.encode_document(TEXT)
+    assert ids.count(0) == n_bos
+    assert (ids[0] == 0) == bool(n_bos)
+
+
+def test_add_bos_without_a_bos_token_adds_nothing(make_folder: Callable[..., Path]) -> None:
+    tokenizer = load_tokenizer(make_folder("plain", tokenizer_config={"bos_token": None, "eos_token": "</s>", "add_bos_token": True}))
+    assert tokenizer.bos_id is None
+    assert 0 not in tokenizer.encode_document(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("files", "eos"),
+    [
+        ({"tokenizer_config": {"eos_token": "</s>"}, "config": {"eos_token_id": 9}}, 1),
+        ({"tokenizer_config": {"eos_token": {"content": "</s>", "lstrip": False}}}, 1),
+        ({"special_tokens_map": {"eos_token": {"content": "</s>"}}, "config": {"eos_token_id": 9}}, 1),
+        ({"tokenizer_config": {"eos_token": "</s>"}, "special_tokens_map": {"eos_token": "<s>"}}, 1),
+        ({"generation_config": {"eos_token_id": [7, 8]}, "config": {"eos_token_id": 9}}, 7),
+        ({"generation_config": {}, "config": {"eos_token_id": 9}}, 9),
+        ({"tokenizer_config": {"eos_token": "<unknown>"}, "config": {"eos_token_id": [9]}}, 9),
+        ({"config": {"eos_token_id": []}}, None),
+        ({"config": {"eos_token_id": None}}, None),
+        ({}, None),
+    ],
+)
+def test_where_eos_comes_from(files: dict[str, object], eos: int | None, make_folder: Callable[..., Path]) -> None:
+    tokenizer = load_tokenizer(make_folder("plain", **files))
+    assert tokenizer.eos_id == eos
+    assert tokenizer.encode_document(TEXT)[-1:] != [1] if eos is None else tokenizer.encode_document(TEXT)[-1] == eos
+
+
+def test_stored_truncation_and_padding_are_off(raw_tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    raw = Tokenizer.from_str(raw_tokenizers["plain"].to_str())
+    whole = raw.encode(TEXT * 20).ids
+    raw.enable_truncation(max_length=4)
+    raw.enable_padding(length=5000)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode_document(TEXT * 20) == whole
+
+
+def test_special_ids(model_folders: dict[str, Path], make_folder: Callable[..., Path]) -> None:
+    assert load_tokenizer(model_folders["plain"]).special_ids == {0, 1}
+    assert load_tokenizer(model_folders["unigram"]).special_ids == {0, 1, 2}
+    assert load_tokenizer(make_folder("plain", config={"eos_token_id": 77})).special_ids == {0, 1, 77}
+
+
+def test_token_is_printable(model_folders: dict[str, Path], raw_tokenizers: dict[str, Tokenizer]) -> None:
+    for kind in ("plain", "sentencepiece", "unigram"):
+        tokenizer, raw = load_tokenizer(model_folders[kind]), raw_tokenizers[kind]
+        shown = [tokenizer.token(i) for i in range(raw.get_vocab_size())]
+        assert all(text and text.isprintable() for text in shown)
+        assert tokenizer.token(10**6) == "<1000000>"
+        assert tokenizer.token(_id(raw, "</s>")) == "</s>"
+        assert " the" in shown
+    plain = load_tokenizer(model_folders["plain"])
+    assert "\\n" in {plain.token(i) for i in plain.encode_document("a\nb")}
+    sentencepiece = load_tokenizer(model_folders["sentencepiece"])
+    assert sentencepiece.token(_id(raw_tokenizers["sentencepiece"], "<0x09>")) == "\\t"
+    assert sentencepiece.token(_id(raw_tokenizers["sentencepiece"], "<0xE2>")) == "<0xE2>"
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text())
+def test_byte_level_decode_gives_the_text_back(text: str, model_folders: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(model_folders["plain"])
+    assert tokenizer.decode(tokenizer.encode_document(text)) == text + "</s>"
+
+
+def test_decode_spells_unknown_ids(model_folders: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(model_folders["plain"])
+    ids = tokenizer.encode_document(TEXT)
+    assert tokenizer.decode([5000, *ids, 6000, 6001]) == f"<5000>{TEXT}</s><6000><6001>"
+    assert tokenizer.decode([]) == ""
+
+
+def test_no_tokenizer_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tokenizer in `.*`: looked for `tokenizer.json`$") as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.exit_code == 5
+    assert ".npy" in str(caught.value.hint)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(DataError, match=r"found only `tokenizer.model`") as caught:
+        load_tokenizer(tmp_path)
+    assert ".npy" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "not json", '{"version": "9.0"}', '{"version": "1.0", "model": {"type": "BPE"}}'])
+def test_corrupt_tokenizer_is_a_model_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=r"`.*tokenizer.json` is not a tokenizer that can be read") as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.exit_code == 3
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config", "{", "is not JSON"),
+        ("special_tokens_map", "[" * 100_000, "is not JSON"),
+        ("generation_config", "[]", "is not a JSON object"),
+        ("tokenizer_config", json.dumps({"eos_token": 3}), "is `3`, not a token"),
+        ("config", json.dumps({"eos_token_id": "1"}), "is `1`, not a token id"),
+        ("config", json.dumps({"eos_token_id": [-1]}), "not a token id"),
+        ("config", json.dumps({"eos_token_id": True}), "not a token id"),
+    ],
+)
+def test_corrupt_side_files_are_model_errors(name: str, content: str, message: str, make_folder: Callable[..., Path]) -> None:
+    folder = make_folder("plain")
+    (folder / f"{name}.json").write_text(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_tokenizer(folder)
+    assert caught.value.hint
+
+
+AWKWARD = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                " ",
+                "  ",
+                "\n",
+                "\r\n",
+                "\t",
+                " \n \n",
+                "\u3000",
+                "the",
+                " fox",
+                "日本語",
+                "e\u0301",
+                "\U0001f600",
+                "<s>",
+                "</s>",
+                "9",
+                "..",
+                "'ll",
+            ]
+        ),
+        st.text(max_size=3),
+        st.tuples(st.sampled_from([" ", "\n", "\r\n", "a", "7", "=", "\u0301"]), st.integers(1, 60)).map(lambda run: run[0] * run[1]),
+    ),
+    max_size=60,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", ["plain", "template", "both_ends", "sentencepiece", "unigram"])
+@settings(max_examples=60, deadline=None)
+@given(head=st.lists(AWKWARD, min_size=3, max_size=6).map("".join), tail=AWKWARD, add_bos=st.booleans())
+def test_prefix_ids_begin_the_whole(kind: str, head: str, tail: str, add_bos: bool, raw_tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = _load(raw_tokenizers[kind], add_bos=add_bos)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moectl.data.tokenizer._MARGIN_CHARS", 64)
+        ids = tokenizer.encode_prefix(head)
+    assert ids == tokenizer.encode_document(head + tail)[: len(ids)]
+
+
+def test_prefix_leaves_out_only_what_is_near_the_cut(model_folders: dict[str, Path]) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 1000
+    for folder in model_folders.values():
+        tokenizer = load_tokenizer(folder)
+        assert 0.85 < len(tokenizer.encode_prefix(text)) / len(tokenizer.encode_document(text)) < 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "template", "both_ends", "sentencepiece", "unigram", "far_sight"])
+@pytest.mark.parametrize("run", [" ", "\n", "a", "1", "=", "\r\n", " \n"])
+@pytest.mark.parametrize("tail", ["\n", " x", "\u0301", "1\n", ""])
+def test_a_long_run_across_the_cut(kind: str, run: str, tail: str, raw_tokenizers: dict[str, Tokenizer]) -> None:
+    # A line end far behind the cut joins the whole run of spaces, and the line end before it, into one word.
+    head = "the quick brown fox\n" + run * 6000
+    tokenizer = _load(raw_tokenizers[kind])
+    ids = tokenizer.encode_prefix(head)
+    assert ids == tokenizer.encode_document(head + run * 50 + tail)[: len(ids)]
