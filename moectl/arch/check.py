@@ -1,0 +1,70 @@
+"""Does a spec make sense, and do the tensors of a checkpoint match it? Every mismatch is counted and the first ones are named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from moectl.arch.spec import Layer, ModelSpec, MoE
+from moectl.errors import ModelError
+
+# Buffers that old checkpoints carry and that the configuration determines.
+_IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_SHOWN = 5
+
+
+def check_router(layer: Layer) -> None:
+    """Raise ModelError if the router of an MoE layer cannot select what it is asked to."""
+    assert isinstance(layer.ffn, MoE)
+    router = layer.ffn.router
+    group = router.n_experts // router.n_group
+    problem = None
+    if router.top_k > router.n_experts:
+        problem = f"selects {router.top_k} of {router.n_experts} experts"
+    elif router.topk_group > router.n_group:
+        problem = f"keeps {router.topk_group} of {router.n_group} groups"
+    elif router.n_group > 1 and group < 2:
+        problem = f"scores groups by their best two experts, but a group has {group}"
+    elif router.n_group > 1 and router.top_k > router.topk_group * group:
+        problem = f"selects {router.top_k} experts out of {router.topk_group} groups of {group}"
+    if problem:
+        raise ModelError(f"config.json: the router of layer {layer.index} {problem}", hint="the configuration contradicts itself")
+
+
+def check_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError unless the checkpoint holds every tensor of the spec in its shape and none that the spec would skip.
+
+    Allowed beside the spec's: multi-token-prediction layers after the main stack, rotary buffers, a copy of a tied head.
+    """
+    wanted = {ref.name: ref.shape for ref in spec.refs()}
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise ModelError(
+            f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors that its config.json asks for: {_some(missing)}",
+            hint="the download is incomplete, or config.json belongs to another model",
+        )
+    wrong = [f"{name} is {list(shapes[name])} instead of {list(shape)}" for name, shape in wanted.items() if tuple(shapes[name]) != shape]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} tensors have another shape than config.json says: {_some(wrong)}",
+            hint="config.json belongs to another model, or the tensors are padded or quantised",
+        )
+    surplus = [name for name in shapes if name not in wanted and not _may_be_skipped(spec, name)]
+    if surplus:
+        raise ModelError(
+            f"the checkpoint holds {len(surplus)} tensors that model_type `{spec.model_type}` has no place for: {_some(surplus)}",
+            hint="ignoring them would compute another function; config.json may belong to another model",
+        )
+
+
+def _may_be_skipped(spec: ModelSpec, name: str) -> bool:
+    layer = _LAYER.match(name)
+    if layer and len(spec.layers) <= int(layer[1]) < len(spec.layers) + spec.n_mtp_layers:
+        return True
+    return bool(_IGNORED.fullmatch(name)) or (spec.tied and name == "lm_head.weight")
+
+
+def _some(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:_SHOWN])
+    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"
