@@ -1,0 +1,49 @@
+"""A checkpoint on disk, opened: its configuration, tensors and spec, checked against each other.
+
+with open_checkpoint("path/to/model") as checkpoint:
+    model = Model(checkpoint.spec, checkpoint.weights(dtype=torch.float32, device=torch.device("cpu")))
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moectl.arch.registry import build_spec, find_family
+from moectl.arch.spec import ModelSpec
+from moectl.checkpoint.index import CheckpointIndex, open_index
+from moectl.checkpoint.locate import Location, locate, read_config, require_weights
+from moectl.checkpoint.reader import TensorReader
+from moectl.model.weights import WeightReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An open checkpoint."""
+
+    location: Location
+    config: dict[str, Any]
+    index: CheckpointIndex
+    spec: ModelSpec
+    reader: TensorReader
+
+    def weights(self, *, dtype: torch.dtype, device: torch.device) -> WeightReader:
+        """A reader of this checkpoint's weights in `dtype` on `device`."""
+        return WeightReader(self.spec, self.reader, dtype=dtype, device=device)
+
+
+@contextlib.contextmanager
+def open_checkpoint(model: str) -> Iterator[Checkpoint]:
+    """Open MODEL: headers and configuration only. Raises ModelError for what cannot be read or does not fit together."""
+    # A family this version does not know should fail before a Hub id downloads gigabytes.
+    find_family(read_config(locate(model, weights=False)))
+    location = locate(model)
+    config = read_config(location)
+    index = open_index(require_weights(location))
+    spec = build_spec(config, shapes={name: info.shape for name, info in index.tensors.items()})
+    with TensorReader(index) as reader:
+        yield Checkpoint(location=location, config=config, index=index, spec=spec, reader=reader)

@@ -1,0 +1,77 @@
+"""Weights of a spec, read one by one from a checkpoint: cast, placed, and checked for NaN.
+
+WeightReader is also the streamed ExpertSource: `get` reads one expert from disk. ResidentExperts holds them all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moectl.arch.spec import Layer, ModelSpec, MoE, TensorRef
+from moectl.checkpoint.reader import TensorReader, require_finite
+from moectl.model.experts import ExpertWeights
+
+# Rows of the embedding read at once when streaming: a table of 129,280 x 7,168 in bf16 alone is 1.9 GB.
+_EMBEDDING_CHUNK_BYTES = 64 * 2**20
+
+
+class WeightReader:
+    """Reads the weights of `spec` in `dtype` on `device`. Raises ModelError for a tensor with NaN or infinite values."""
+
+    def __init__(self, spec: ModelSpec, reader: TensorReader, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.spec = spec
+        self.reader = reader
+        self.dtype = dtype
+        self.device = device
+
+    def read(self, ref: TensorRef) -> Tensor:
+        """One weight, contiguous."""
+        if ref.index is None and ref.rows is None:
+            raw = self.reader.read(ref.name)
+        else:
+            raw = self.reader.read_slice(ref.name, index=ref.index, rows=ref.rows)
+        require_finite(ref.name, raw)
+        return raw.to(device=self.device, dtype=torch.float32 if ref.keep_float32 else self.dtype)
+
+    def layer(self, layer: Layer) -> dict[str, Tensor]:
+        """All weights of a layer but its routed experts, by slot."""
+        return {slot: self.read(ref) for slot, ref in layer.tensors.items()}
+
+    def get(self, layer: int, expert: int) -> ExpertWeights:
+        """One routed expert, read from disk."""
+        ffn = self.spec.layers[layer].ffn
+        assert isinstance(ffn, MoE)
+        return ExpertWeights(*(self.read(ref) for ref in ffn.experts.refs(expert)))
+
+    def embed(self, ids_BS: Tensor) -> Tensor:
+        """Embeddings `[B, S, H]` of `ids_BS`, reading the table in chunks and only where ids fall."""
+        ref = self.spec.tensors["embed"]
+        vocab, hidden = ref.shape
+        rows = max(1, _EMBEDDING_CHUNK_BYTES // (4 * hidden))
+        flat = ids_BS.flatten()
+        out_TH = torch.empty(flat.numel(), hidden, dtype=self.dtype, device=self.device)
+        for chunk in sorted(set((flat // rows).tolist())):
+            start, stop = chunk * rows, min(vocab, (chunk + 1) * rows)
+            table_RH = self.reader.read_slice(ref.name, rows=(start, stop))
+            require_finite(ref.name, table_RH)
+            here_T = ((flat >= start) & (flat < stop)).nonzero()[:, 0]
+            out_TH[here_T] = table_RH.to(device=self.device, dtype=self.dtype)[flat[here_T] - start]
+        return out_TH.view(*ids_BS.shape, hidden)
+
+
+class ResidentExperts(nn.Module):
+    """The routed experts of one layer as parameters, each in memory of its own.
+
+    One allocation an expert keeps alignment, and so bits, the same as when the expert is streamed.
+    """
+
+    def __init__(self, experts: list[ExpertWeights]) -> None:
+        super().__init__()
+        self.gate = nn.ParameterList([nn.Parameter(w.gate_IH, requires_grad=False) for w in experts])
+        self.up = nn.ParameterList([nn.Parameter(w.up_IH, requires_grad=False) for w in experts])
+        self.down = nn.ParameterList([nn.Parameter(w.down_HI, requires_grad=False) for w in experts])
+
+    def get(self, layer: int, expert: int) -> ExpertWeights:
+        """The expert's parameters; `layer` is this one."""
+        return ExpertWeights(self.gate[expert], self.up[expert], self.down[expert])
