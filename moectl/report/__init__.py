@@ -1,0 +1,1 @@
+"""Data frames -> terminal tables and files. Computes nothing new."""

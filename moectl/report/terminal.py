@@ -1,0 +1,230 @@
+"""What `moectl route-stats` prints: first what a person wants to know, then a compact table of the layers.
+
+It decides no content (see `findings.py`) and writes to no stream. Meaning never hangs on colour: a layer to look at carries a `!`.
+
+    rich.console.Console().print(render(stats, width=80))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moectl.report.findings import ENOUGH_TOKENS, attention, domain_difference, domain_names, even_share, favourites, findings, overall_rows
+from moectl.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from moectl.routing.result import RouteStats
+
+_MOST_ROWS = 16
+_MOST_ATTENTION = 6
+_MOST_DOMAINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the layer table; `rank` says what goes first when the terminal is narrow."""
+
+    header: str
+    key: str
+    cell: Callable[[float], str]
+    rank: int
+    legend: str
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _bits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+_COLUMNS = (
+    _Column("MaxVio", "max_vio", _decimal, 0, "how far the busiest expert is above its even share"),
+    _Column("chance", "max_vio_noise_floor", _decimal, 1, "the MaxVio of an even router on this sample"),
+    _Column("eff.", "effective_experts", _tenths, 2, "experts that would carry this load evenly"),
+    _Column("dead", "dead_experts", _whole, 3, ""),
+    _Column("cold", "cold_experts", _whole, 4, "experts below a tenth of their even share, dead ones too"),
+    _Column("CV", "cv", _decimal, 11, "spread of the loads over their mean"),
+    _Column("Gini", "gini", _decimal, 12, ""),
+    _Column("entropy", "router_entropy", _decimal, 10, "of the router's scores, 1: no preference"),
+    _Column("mass", "captured_mass", _percent, 9, "score held by the chosen experts"),
+    _Column("margin", "margin", _decimal, 13, "last chosen above first left out"),
+    _Column("bias", "bias_effect", _percent, 8, "picks the balancing bias decides"),
+    _Column("next", "next_token_overlap", _percent, 5, "experts shared with the next token"),
+    _Column("by load", "next_token_overlap_load_aware", _percent, 6, "the part of it the load explains"),
+    _Column("domain", "domain_information_bits", _bits, 7, "bits one pick tells about the domain"),
+)
+
+
+def render(stats: RouteStats, *, width: int) -> Group:
+    """The whole summary for a terminal of `width` columns."""
+    parts: list[RenderableType] = [_headline(stats), "", _findings(stats)]
+    if len(domain_names(stats)) > 1:
+        parts += ["", _heading("Experts each domain favours"), _domain_table(stats, width)]
+    parts += ["", _heading("Layers to look at"), _attention(stats)]
+    parts += ["", *_layer_table(stats, width)]
+    return Group(*parts)
+
+
+def _heading(text: str) -> Text:
+    return Text(text, style="bold")
+
+
+def _headline(stats: RouteStats) -> Text:
+    model, data, throughput = stats.summary["model"], stats.summary["data"], stats.summary["throughput"]
+    shared = model.get("shared_experts")
+    text = Text(str(model["name"]), style="bold cyan")
+    text.append(
+        f"  {model['model_type']}, {len(overall_rows(stats))} MoE layers of {model['layers']}, {model['experts']} experts, "
+        f"{model['top_k']} per token{f' + {shared} shared' if shared else ''}\n",
+        style="not bold default",
+    )
+    tokens, sequences = sum(row["tokens"] for row in data), sum(row["sequences"] for row in data)
+    text.append(f"{tokens:,} tokens in {sequences:,} sequences: {_sources(data)}\n", style="not bold default")
+    provenance = stats.summary["provenance"]
+    how = " on ".join(str(provenance[key]) for key in ("dtype", "device") if provenance.get(key))
+    speed = (
+        f"{throughput['tokens_per_s']:,.0f} tokens/s, {format_bytes(1e9 * throughput['read_gb'])} read, "
+        f"peak {format_bytes(1e9 * throughput['peak_rss_gb'])}, {format_seconds(throughput['seconds'])}"
+    )
+    return text.append(f"{how}: {speed}" if how else speed, style="dim not bold")
+
+
+def _sources(data: Sequence[dict[str, Any]]) -> str:
+    alike = len(data) > 1 and len({row["tokens"] for row in data}) == 1
+    shown = ", ".join(row["name"] if alike or len(data) == 1 else f"{row['name']} {row['tokens']:,}" for row in data[:_MOST_DOMAINS])
+    rest = f" and {len(data) - _MOST_DOMAINS} more" if len(data) > _MOST_DOMAINS else ""
+    return shown + rest + (f", {data[0]['tokens']:,} each" if alike else "")
+
+
+def _findings(stats: RouteStats) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for finding in findings(stats):
+        grid.add_row(finding.label, Text(finding.text))
+    return grid
+
+
+def _attention(stats: RouteStats) -> RenderableType:
+    entries = attention(stats)
+    if not entries:
+        return Padding(Text("None stands out."), (0, 0, 0, 2))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="yellow", no_wrap=True)
+    grid.add_column()
+    for entry in entries[:_MOST_ATTENTION]:
+        grid.add_row(f"layer {entry.layer}", Text("; ".join(entry.reasons)))
+    if len(entries) > _MOST_ATTENTION:
+        grid.add_row("", Text(f"and {len(entries) - _MOST_ATTENTION} more, marked ! below", style="dim"))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _domain_table(stats: RouteStats, width: int) -> RenderableType:
+    """The layers where domains differ most, a domain per row: `12: 6.2 %, 2.9x` is expert, share of its picks, lift."""
+    names = domain_names(stats)
+    difference = domain_difference(stats)["difference"]
+    label_width = min(max(len(name) for name in names), 20)
+    n_layers = max(1, min(3, len(difference), (width - label_width - 2) // 21))
+    layers = sorted(int(layer) for layer in difference.sort_values(ascending=False, kind="stable").index[:n_layers])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("", style="cyan", no_wrap=True, overflow="ellipsis", max_width=20)
+    for layer in layers:
+        table.add_column(f"layer {layer}", no_wrap=True)
+    chosen = [favourites(stats, layer) for layer in layers]
+    if not any(favourite for of_layer in chosen for favourite in of_layer.values()):
+        return Padding(Text("None is picked beyond chance by any of them."), (0, 0, 0, 2))
+    for name in names[:_MOST_DOMAINS]:
+        table.add_row(Text(name), *(_favourite(of_layer[name]) for of_layer in chosen))
+    if len(names) > _MOST_DOMAINS:
+        table.add_row(Text(f"and {len(names) - _MOST_DOMAINS} more", style="dim"))
+    legend = Text("expert: share of the domain's picks, times its share over all text; -: none beyond chance", style="dim")
+    return Padding(Group(table, legend), (0, 0, 0, 2))
+
+
+def _favourite(favourite: Any) -> Text:
+    if favourite is None:
+        return Text("-")
+    return Text(f"{favourite.expert}: {100 * favourite.share:.1f} %, {favourite.lift:.1f}x")
+
+
+def _layer_table(stats: RouteStats, width: int) -> list[RenderableType]:
+    rows = overall_rows(stats)
+    marked = {entry.layer for entry in attention(stats)}
+    shown = _extremes(rows, [entry.layer for entry in attention(stats)])
+    supported = even_share(stats) >= ENOUGH_TOKENS
+    columns = [
+        column
+        for column in _COLUMNS
+        if rows[column.key].notna().any() and (supported or column.key not in ("dead_experts", "cold_experts"))
+    ]
+    columns = _fitting(columns, rows.loc[shown], width)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("layer", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    for layer in shown:
+        cells = [_cell(column, rows.loc[layer, column.key]) for column in columns]
+        table.add_row(f"{'! ' if layer in marked else ''}{layer}", *cells, style="yellow" if layer in marked else None)
+    title = "Layers" if len(shown) == len(rows) else f"{len(shown)} of {len(rows)} layers: those to look at, the extremes, and some between"
+    parts: list[RenderableType] = [_heading(title), Padding(table, (0, 0, 0, 2))]
+    legend = "; ".join(f"{column.header}: {column.legend}" for column in columns if column.legend)
+    parts.append(Padding(Text(legend, style="dim"), (0, 0, 0, 2)))
+    if len(shown) < len(rows):
+        parts.append(Padding(Text("All layers and metrics: `--format csv`, or `--output DIR`", style="dim"), (0, 0, 0, 2)))
+    return parts
+
+
+def _cell(column: _Column, value: Any) -> str:
+    return "-" if math.isnan(value) else column.cell(value)
+
+
+def _fitting(columns: Sequence[_Column], rows: pd.DataFrame, width: int) -> list[_Column]:
+    """The columns of best rank that fit into `width`, in their own order."""
+    room = width - 2 - len("! layer")
+    kept = set()
+    for column in sorted(columns, key=lambda column: column.rank):
+        needed = 2 + max(len(column.header), *(len(_cell(column, value)) for value in rows[column.key]))
+        if needed > room:
+            break
+        room -= needed
+        kept.add(column.key)
+    return [column for column in columns if column.key in kept]
+
+
+def _extremes(rows: pd.DataFrame, first: Sequence[int]) -> list[int]:
+    """At most 16 layers in order: the first and last, those of `first`, each metric's extremes, then an even spread."""
+    layers = [int(str(layer)) for layer in rows.index]
+    if len(layers) <= _MOST_ROWS:
+        return layers
+    wanted = [layers[0], layers[-1], *first[:_MOST_ATTENTION]]
+    for key in ("max_vio", "next_token_overlap", "domain_information_bits", "router_entropy"):
+        values = rows[key].dropna()
+        if not values.empty:
+            wanted += [int(str(values.idxmax())), int(str(values.idxmin()))]
+    steps = _MOST_ROWS - 1
+    wanted += [layers[round(step * (len(layers) - 1) / steps)] for step in range(steps + 1)]
+    return sorted(list(dict.fromkeys(wanted))[:_MOST_ROWS])

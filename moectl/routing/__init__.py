@@ -1,0 +1,1 @@
+"""What the routers did: events -> counters -> metrics -> data frames, and the trace format."""

@@ -1,0 +1,119 @@
+"""The plan of a run: what it reads, holds and computes, whether that fits, and in which order to do it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from moectl import plan as planning
+from moectl.arch import counts
+from moectl.arch.spec import DenseFFN, Layer, MoE
+from moectl.checkpoint.header import dtype_bits
+from moectl.data.batching import MicroBatch
+from moectl.model.load import Checkpoint
+from moectl.model.runtime import dtype_name, gemm_flops_per_second
+from moectl.plan import ForwardSizes, Plan
+from moectl.routing.options import RouteStatsOptions
+
+# What a run may take without `--memory`: this share of what is available now, beside what the process has already.
+_SHARE_OF_AVAILABLE = 0.9
+
+
+def plan_run(
+    checkpoint: Checkpoint,
+    options: RouteStatsOptions,
+    batches: Sequence[MicroBatch],
+    *,
+    dtype: torch.dtype,
+    dtype_reason: str,
+    device: torch.device,
+) -> Plan:
+    """Plan a run over `batches`. Raises ResourceError if memory or disk cannot hold it."""
+    sizes = forward_sizes(checkpoint, batches)
+    stored = max(dtype_bits(info.dtype) for info in checkpoint.index.tensors.values()) // 8
+    process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES
+    resident = planning.resident_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
+    streamed = planning.streamed_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
+    if device.type == "cuda":
+        # Weights and activations live on the device; the host holds one tensor at a time.
+        planning.choose_order("streamed", resident=resident, streamed=streamed, budget=torch.cuda.mem_get_info(device)[0])
+        if resident > torch.cuda.mem_get_info(device)[0] and options.order == "auto":
+            order, reason = "streamed", "the device cannot hold all weights"
+        else:
+            order, reason = ("resident", "all weights fit on the device") if options.order == "auto" else (options.order, "as asked")
+        peak = process + 2 * sizes.largest_tensor * max(stored, dtype.itemsize)
+        budget = options.memory or _available(process)
+        planning.choose_order("resident", resident=peak, streamed=peak, budget=budget)
+    else:
+        budget = options.memory or _available(process)
+        order, reason = planning.choose_order(options.order, resident=process + resident, streamed=process + streamed, budget=budget)
+        peak = process + (resident if order == "resident" else streamed)
+    longest = max(batch.ids_BS.shape[1] for batch in batches)
+    return Plan(
+        model=f"{checkpoint.location.name} ({checkpoint.spec.model_type})",
+        tokens=sizes.tokens,
+        sequences=sum(batch.ids_BS.shape[0] for batch in batches),
+        dtype=dtype_name(dtype),
+        dtype_reason=dtype_reason,
+        device=str(device),
+        order=order,
+        order_reason=reason,
+        read_bytes=_read_bytes(checkpoint),
+        peak_bytes=peak,
+        budget_bytes=budget,
+        flops=sizes.tokens * counts.routing_flops_per_token(checkpoint.spec, longest),
+        flops_per_s=gemm_flops_per_second(dtype, device),
+        output_bytes=_output_bytes(checkpoint, options, sizes),
+    )
+
+
+def forward_sizes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> ForwardSizes:
+    """The sizes of the model and the data that decide memory."""
+    spec = checkpoint.spec
+    routers = [layer.ffn.router for layer in spec.moe_layers if isinstance(layer.ffn, MoE)]
+    return ForwardSizes(
+        weights=counts.count_parameters(spec).total,
+        largest_layer=max(counts.layer_parameters(layer) for layer in spec.layers),
+        largest_expert=max(counts.expert_parameters(layer) for layer in spec.layers),
+        largest_tensor=max(ref.numel for ref in spec.refs()),
+        hidden=spec.hidden_size,
+        attention_width=max(counts.attention_width(layer) for layer in spec.layers),
+        ffn_width=max(_width(layer) for layer in spec.layers),
+        n_experts=max(router.n_experts for router in routers),
+        top_k=max(router.top_k for router in routers),
+        tokens=sum(batch.ids_BS.size for batch in batches),
+        batch_tokens=max(batch.ids_BS.size for batch in batches),
+    )
+
+
+def _width(layer: Layer) -> int:
+    ffn = layer.ffn
+    return ffn.width if isinstance(ffn, DenseFFN) else max(ffn.expert_width, ffn.shared_width)
+
+
+def _available(process: int) -> int:
+    return int(psutil.virtual_memory().available * _SHARE_OF_AVAILABLE) + process
+
+
+def _read_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of every tensor the spec uses."""
+    tensors = checkpoint.index.tensors
+    return sum(tensors[name].nbytes for name in {ref.name for ref in checkpoint.spec.refs()})
+
+
+def _output_bytes(checkpoint: Checkpoint, options: RouteStatsOptions, sizes: ForwardSizes) -> int:
+    """Size of the output folder, and whether its disk has room for it. Raises ResourceError."""
+    if options.output is None:
+        return 0
+    n_layers = len(checkpoint.spec.moe_layers)
+    total = n_layers * sizes.n_experts * 8 * (sizes.n_experts + 32) + 1_000_000
+    if options.trace:
+        total += sizes.tokens * (4 + n_layers * sizes.top_k * 4)
+    folder = options.output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    planning.check_disk(total, shutil.disk_usage(folder).free, str(options.output))
+    return total

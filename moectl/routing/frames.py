@@ -1,0 +1,158 @@
+"""Counters -> the tables users see, and their digest for summary.json.
+
+    layers = layer_frame(counters, ["wiki", "code"])
+    overall(layers)["max_vio"]["median"]
+
+Rows: all domains together (`domain="all"`) first, then the domains in order; within each, layers then experts ascending. It holds the names
+and the order of columns; the formulas are in `metrics/`. `layer` is the decoder layer's own index.
+"""
+
+# Shapes: D domain rows (all domains first), L MoE layers, G layers of one size, E experts.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from moectl.routing.counters import WEIGHT_UNIT, Counters
+from moectl.routing.metrics import load, temporal
+
+ALL = "all"
+
+METRIC_KEYS = (
+    "max_over_mean", "min_over_mean", "max_vio", "max_vio_sequence", "max_vio_batch", "max_vio_noise_floor", "cv", "gini", "entropy",
+    "entropy_normalized", "effective_experts", "kl_uniform", "tv_uniform", "chi2", "dead_experts", "cold_experts",
+    "first_choice_repeat", "first_choice_repeat_uniform", "first_choice_repeat_load_aware",
+    "any_overlap", "any_overlap_uniform", "any_overlap_load_aware",
+    "next_token_overlap", "next_token_overlap_uniform", "next_token_overlap_load_aware",
+)  # fmt: skip
+_WHOLE = ("dead_experts", "cold_experts")
+
+
+def expert_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame:
+    """A row per (domain, layer, expert).
+
+    `tokens` that ran the expert, `share` of the layer's slots, `relative_load` = E share (1 if even), `weight_sum` of the combine weights,
+    `mean_weight` = weight_sum / tokens (NaN without tokens), `first_choice_tokens` that weighted it highest.
+    """
+    assert len(domain_names) == counters.n_domains
+    tokens_DLE = _with_all(counters.tokens_DLE)
+    slots_DL1 = tokens_DLE.sum(-1, keepdims=True)
+    n_experts_L1 = np.array([info.n_experts for info in counters.layers])[:, None]
+    weight_DLE = _with_all(counters.weight_DLE) * WEIGHT_UNIT
+    real_DLE = np.broadcast_to(np.arange(tokens_DLE.shape[2]) < n_experts_L1, tokens_DLE.shape)
+    domain_X, position_X, expert_X = np.nonzero(real_DLE)
+    return pd.DataFrame(
+        {
+            "domain": np.array([ALL, *domain_names], dtype=object)[domain_X],
+            "layer": np.array([info.layer for info in counters.layers], np.int32)[position_X],
+            "expert": expert_X.astype(np.int32),
+            "tokens": tokens_DLE[real_DLE],
+            "share": _divide(tokens_DLE, slots_DL1)[real_DLE],
+            "relative_load": _divide(tokens_DLE * n_experts_L1, slots_DL1)[real_DLE],
+            "weight_sum": weight_DLE[real_DLE],
+            "mean_weight": _divide(weight_DLE, tokens_DLE)[real_DLE],
+            "first_choice_tokens": _with_all(counters.first_choice_DLE)[real_DLE],
+        }
+    )
+
+
+def layer_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame:
+    """A row per (domain, layer): `n_experts`, `top_k`, `tokens` counted, then METRIC_KEYS as float64, NaN where one does not apply."""
+    assert len(domain_names) == counters.n_domains
+    D, L = counters.n_domains + 1, len(counters.layers)
+    values: dict[str, NDArray[np.float64]] = {key: np.full((D, L), np.nan) for key in METRIC_KEYS}
+    sizes = [(info.n_experts, info.top_k) for info in counters.layers]
+    for n_experts, top_k in dict.fromkeys(sizes):
+        group_G = np.array([size == (n_experts, top_k) for size in sizes])
+        for key, value in _metrics(counters, group_G, n_experts, top_k).items():
+            values[key][:, group_G] = value
+    values["max_vio_sequence"] = counters.max_vio_sequence_DL()
+    values["max_vio_batch"] = counters.max_vio_batch_DL()
+    return pd.DataFrame(
+        {
+            "domain": np.array([ALL, *domain_names], dtype=object).repeat(L),
+            "layer": np.tile(np.array([info.layer for info in counters.layers], np.int32), D),
+            "n_experts": np.tile(np.array([n_experts for n_experts, _ in sizes], np.int32), D),
+            "top_k": np.tile(np.array([top_k for _, top_k in sizes], np.int32), D),
+            "tokens": _with_all(counters.counted_DL).reshape(-1),
+            **{key: values[key].reshape(-1) for key in METRIC_KEYS},
+        }
+    )
+
+
+def layer_records(layers: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of all domains as plain objects, one per layer, None where a metric does not apply."""
+    rows = layers[layers["domain"] == ALL].drop(columns="domain")
+    return [{str(key): _plain(str(key), value) for key, value in row.items()} for row in rows.to_dict("records")]
+
+
+def overall(layers: pd.DataFrame) -> dict[str, dict[str, float] | None]:
+    """min, median, mean and max over the layers of every metric, all domains together; None where it applies to no layer."""
+    rows = layers[layers["domain"] == ALL]
+    result: dict[str, dict[str, float] | None] = {}
+    for key in ("tokens", *METRIC_KEYS):
+        applies = rows[key].to_numpy(np.float64)
+        applies = applies[~np.isnan(applies)]
+        if applies.size == 0:
+            result[key] = None
+            continue
+        result[key] = {
+            "min": float(applies.min()),
+            "median": float(np.median(applies)),
+            "mean": float(applies.mean()),
+            "max": float(applies.max()),
+        }
+    return result
+
+
+def _metrics(counters: Counters, group_G: NDArray[np.bool_], n_experts: int, top_k: int) -> dict[str, Any]:
+    """Every metric of the layers in `group_G`, [D, G] or a number for all."""
+    counts = _with_all(counters.tokens_DLE)[:, group_G, :n_experts]
+    first = _with_all(counters.first_choice_DLE)[:, group_G, :n_experts]
+    tokens = _with_all(counters.counted_DL)[:, group_G]
+    pairs = _with_all(counters.pairs_DL)[:, group_G]
+    return {
+        "max_over_mean": load.max_over_mean(counts),
+        "min_over_mean": load.min_over_mean(counts),
+        "max_vio": load.max_vio(counts),
+        "max_vio_noise_floor": load.max_vio_noise_floor(counts, top_k),
+        "cv": load.cv(counts),
+        "gini": load.gini(counts),
+        "entropy": load.entropy(counts),
+        "entropy_normalized": load.entropy_normalized(counts),
+        "effective_experts": load.effective_experts(counts),
+        "kl_uniform": load.kl_uniform(counts),
+        "tv_uniform": load.tv_uniform(counts),
+        "chi2": load.chi2(counts),
+        "dead_experts": load.dead_experts(counts),
+        "cold_experts": load.cold_experts(counts),
+        "first_choice_repeat": temporal.first_choice_repeat(_with_all(counters.repeats_DL)[:, group_G], pairs),
+        "first_choice_repeat_uniform": temporal.first_choice_repeat_uniform(n_experts),
+        "first_choice_repeat_load_aware": temporal.first_choice_repeat_load_aware(first, tokens),
+        "any_overlap": temporal.any_overlap(_with_all(counters.any_overlap_DL)[:, group_G], pairs),
+        "any_overlap_uniform": temporal.any_overlap_uniform(n_experts, top_k),
+        "any_overlap_load_aware": temporal.any_overlap_load_aware(counts, tokens, top_k),
+        "next_token_overlap": temporal.next_token_overlap(_with_all(counters.overlap_DL)[:, group_G], pairs, top_k),
+        "next_token_overlap_uniform": temporal.next_token_overlap_uniform(n_experts, top_k),
+        "next_token_overlap_load_aware": temporal.next_token_overlap_load_aware(counts, tokens, top_k),
+    }
+
+
+def _with_all(array_D: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([array_D.sum(0, keepdims=True), array_D])
+
+
+def _divide(top: NDArray[Any], bottom: NDArray[Any]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    return result
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    return int(value) if key in _WHOLE else value

@@ -1,0 +1,29 @@
+"""What `route_stats` returns.
+
+stats.layers[["layer", "max_vio"]]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RouteStats:
+    """Routing statistics of one run.
+
+    `summary`: the content of summary.json. `experts`: a row per (domain, layer, expert), `layers`: a row per (domain, layer), both with
+    the rows of `domain="all"` first. `coactivation_LEE` int64: tokens that ran both experts, diagonal = tokens of the expert, padded to the
+    largest layer. `moe_layers`: the decoder layer's own index of each of its L blocks.
+    """
+
+    summary: dict[str, Any]
+    experts: pd.DataFrame
+    layers: pd.DataFrame
+    coactivation_LEE: NDArray[np.int64]
+    moe_layers: tuple[int, ...]

@@ -1,0 +1,146 @@
+"""Tables out of counters."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moectl.model.events import MoELayerInfo, RoutingEvent
+from moectl.routing.counters import Counters
+from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
+
+
+@pytest.fixture
+def counters_of():
+    def make(run, events=None):
+        counters = Counters(run.layers, len(run.names), run.batches)
+        for event in run.events if events is None else events:
+            counters.record(event)
+        return counters
+
+    return make
+
+
+def test_expert_rows(run_of, counters_of):
+    run = run_of()
+    counters = counters_of(run)
+    frame = expert_frame(counters, run.names)
+    # E = 8, 8 and 5 experts, all domains first, decoder indices with their gaps.
+    assert frame["domain"].drop_duplicates().tolist() == ["all", "wiki", "code"]
+    assert frame.loc[:20, "layer"].tolist() == [3] * 8 + [4] * 8 + [7] * 5
+    assert frame.loc[:20, "expert"].tolist() == [*range(8), *range(8), *range(5)]
+    assert len(frame) == 3 * 21
+    assert [str(dtype) for dtype in frame.dtypes.iloc[1:]] == [
+        "int32", "int32", "int64", "float64", "float64", "float64", "float64", "int64",
+    ]  # fmt: skip
+    by_domain = frame[frame["domain"] != "all"].groupby(["layer", "expert"])[["tokens", "first_choice_tokens", "weight_sum"]].sum()
+    whole = frame[frame["domain"] == "all"].set_index(["layer", "expert"])
+    assert (by_domain["tokens"] == whole["tokens"]).all()
+    assert (by_domain["first_choice_tokens"] == whole["first_choice_tokens"]).all()
+    assert by_domain["weight_sum"].to_numpy() == pytest.approx(whole["weight_sum"].to_numpy())
+    layer = frame[(frame["domain"] == "code") & (frame["layer"] == 7)]
+    assert layer["tokens"].sum() == 22 * 3
+    assert layer["share"].sum() == pytest.approx(1)
+    assert layer["relative_load"].to_numpy() == pytest.approx(5 * layer["tokens"].to_numpy() / 66)
+    assert layer["mean_weight"].to_numpy() == pytest.approx((layer["weight_sum"] / layer["tokens"]).to_numpy(), nan_ok=True)
+
+
+def test_layer_rows_have_every_metric_and_records_match(run_of, counters_of):
+    run = run_of()
+    frame = layer_frame(counters_of(run), run.names)
+    assert frame.columns.tolist() == ["domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS]
+    assert frame[["domain", "layer"]].to_numpy().tolist()[:4] == [["all", 3], ["all", 4], ["all", 7], ["wiki", 3]]
+    assert frame["tokens"].tolist() == [56] * 3 + [34] * 3 + [22] * 3
+    assert not frame.isna().to_numpy().any()
+    records = layer_records(frame)
+    assert [record["layer"] for record in records] == [3, 4, 7]
+    assert records[2]["n_experts"] == 5
+    assert records[2]["max_vio"] == frame.loc[2, "max_vio"]
+    assert type(records[0]["dead_experts"]) is int
+    assert "domain" not in records[0]
+
+
+def test_each_layer_is_measured_with_its_own_size(run_of, counters_of):
+    """A layer of 5 experts in a run padded to 8 must not have 3 dead ones."""
+    both, alone = run_of(sizes=((0, 8, 2), (7, 5, 3))), run_of(sizes=((7, 5, 3),))
+    events = [event for event in both.events if event.layer == 7]
+    together = layer_frame(counters_of(both), both.names).query("layer == 7").reset_index(drop=True)
+    apart = layer_frame(counters_of(alone, events), alone.names)
+    pd.testing.assert_frame_equal(together, apart, check_exact=True)
+    assert apart.loc[0, "next_token_overlap_uniform"] == 3 / 5
+
+
+def test_what_does_not_apply_is_null_and_never_zero(run_of, counters_of):
+    empty = layer_frame(counters_of(run_of(counted=0.0)), ["wiki", "code"])
+    (record, *_) = layer_records(empty)
+    assert record["tokens"] == 0
+    uniform = {key for key in METRIC_KEYS if key.endswith("_uniform") and key not in ("kl_uniform", "tv_uniform")}
+    assert {key for key in METRIC_KEYS if record[key] is not None} == uniform
+    summary = overall(empty)
+    assert {key for key in METRIC_KEYS if summary[key] is not None} == uniform
+
+    single = run_of(shapes=((0, 3, 1),))
+    (record, *_) = layer_records(layer_frame(counters_of(single), single.names))
+    assert record["max_vio"] is not None
+    assert [record[key] for key in ("first_choice_repeat", "any_overlap", "next_token_overlap")] == [None] * 3
+
+    dense = run_of(sizes=((0, 4, 4),))
+    (record, *_) = layer_records(layer_frame(counters_of(dense), dense.names))
+    assert record["max_vio_noise_floor"] is None
+    assert record["max_vio"] == 0.0
+    assert record["any_overlap"] == record["any_overlap_load_aware"] == record["next_token_overlap"] == 1.0
+
+    dropping = run_of(empty=0.3)
+    (record, *_) = layer_records(layer_frame(counters_of(dropping), dropping.names))
+    assert record["any_overlap_load_aware"] is None
+    assert record["next_token_overlap_load_aware"] is not None
+
+
+def test_experts_without_tokens_have_no_mean_weight(run_of, counters_of):
+    frame = expert_frame(counters_of(run_of(counted=0.0)), ["wiki", "code"])
+    assert frame[["share", "relative_load", "mean_weight"]].isna().all(axis=None)
+    assert (frame["weight_sum"] == 0).all()
+
+
+def test_permuting_experts_permutes_rows_and_changes_no_metric(run_of, counters_of):
+    run = run_of(sizes=((0, 9, 3),))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    # Distinct weights: with ties the lowest id is the first choice, which depends on the names.
+    tie_free = [
+        RoutingEvent(e.layer, e.batch, e.expert_ids_TK, e.weights_TK + 0.01 * e.expert_ids_TK, e.logits_TE) for e in run.events
+    ]  # fmt: skip
+    moved = [RoutingEvent(e.layer, e.batch, order[e.expert_ids_TK], e.weights_TK, e.logits_TE) for e in tie_free]
+    before, after = counters_of(run, tie_free), counters_of(run, moved)
+    pd.testing.assert_frame_equal(layer_frame(before, run.names), layer_frame(after, run.names), check_exact=True)
+    rows = expert_frame(before, run.names)
+    rows["expert"] = order.numpy()[rows["expert"]].astype(np.int32)
+    rows["place"] = rows["domain"].map({"all": 0, "wiki": 1, "code": 2})
+    rows = rows.sort_values(["place", "expert"]).drop(columns="place").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, expert_frame(after, run.names), check_exact=True)
+    together_EE, moved_EE = before.coactivation_LEE()[0], after.coactivation_LEE()[0]
+    assert (moved_EE[order][:, order] == together_EE).all()
+
+
+def test_temporal_columns_of_a_known_sequence(batches_of):
+    (batch,) = batches_of([(0, 1, 4)])
+    counters = Counters([MoELayerInfo(0, 4, 2)], 1, [batch])
+    ids, weights = [[0, 1], [1, 0], [2, 3], [2, 1]], [[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.7, 0.3]]
+    counters.record(RoutingEvent(0, batch, torch.tensor(ids), torch.tensor(weights), torch.zeros(4, 4)))
+    row = layer_frame(counters, ["wiki"]).iloc[0]
+    assert row["first_choice_repeat"] == 2 / 3
+    assert row["any_overlap"] == 2 / 3
+    assert row["next_token_overlap"] == 3 / 6
+    assert row["first_choice_repeat_load_aware"] == 0.5
+    assert row["next_token_overlap_load_aware"] == pytest.approx((0.25 + 9 / 16 + 0.25 + 1 / 16) / 2)
+
+
+def test_overall_is_over_layers_of_all_domains_together():
+    rows = {key: [1.0, 2.0, 6.0, 100.0] for key in METRIC_KEYS}
+    frame = pd.DataFrame({"domain": ["all", "all", "all", "wiki"], "tokens": [4, 4, 4, 4], **rows})
+    frame.loc[0, "cv"] = math.nan
+    assert overall(frame)["max_vio"] == {"min": 1.0, "median": 2.0, "mean": 3.0, "max": 6.0}
+    assert overall(frame)["cv"] == {"min": 2.0, "median": 4.0, "mean": 4.0, "max": 6.0}

@@ -1,0 +1,98 @@
+"""Load metrics against their definitions written as loops."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, pstdev
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moectl.routing.metrics import load
+
+METRICS = {
+    "max_over_mean": lambda n, m: max(n) / m,
+    "min_over_mean": lambda n, m: min(n) / m,
+    "max_vio": lambda n, m: (max(n) - m) / m,
+    "cv": lambda n, m: pstdev(n) / m,
+    "gini": lambda n, m: sum(abs(a - b) for a in n for b in n) / (2 * len(n) ** 2 * m),
+    "entropy": lambda n, m: -sum(x / sum(n) * math.log(x / sum(n)) for x in n if x),
+    "effective_experts": lambda n, m: math.exp(METRICS["entropy"](n, m)),
+    "kl_uniform": lambda n, m: sum(x / sum(n) * math.log(x / m) for x in n if x),
+    "tv_uniform": lambda n, m: sum(max(x - m, 0) for x in n) / sum(n),
+    "chi2": lambda n, m: sum((x - m) ** 2 / m for x in n),
+    "dead_experts": lambda n, m: sum(x == 0 for x in n),
+    "cold_experts": lambda n, m: sum(10 * x * len(n) < sum(n) for x in n),
+}
+counts = st.one_of(
+    st.lists(st.integers(0, 10**9), min_size=1, max_size=40),
+    st.integers(1, 40).flatmap(lambda n: st.permutations([1] + [0] * (n - 1))),
+    st.lists(st.sampled_from([0, 1, 9, 10, 10**6]), min_size=1, max_size=512),
+).filter(any)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(n=counts)
+def test_equals_its_definition(name, n):
+    found = getattr(load, name)(np.array(n))
+    assert found == pytest.approx(METRICS[name](n, fmean(n)), rel=1e-9, abs=1e-9)
+
+
+@given(n=counts)
+def test_normalised_entropy(n):
+    found = load.entropy_normalized(np.array(n))
+    if len(n) == 1:
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(METRICS["entropy"](n, fmean(n)) / math.log(len(n)))
+
+
+@pytest.mark.parametrize("name", [*METRICS, "entropy_normalized"])
+@given(n=counts, seed=st.integers(0, 100))
+def test_the_order_of_experts_changes_no_bit(name, n, seed):
+    shuffled = np.random.default_rng(seed).permutation(np.array(n))
+    assert getattr(load, name)(np.array(n)).tobytes() == getattr(load, name)(shuffled).tobytes()
+
+
+@pytest.mark.parametrize("name", [*METRICS, "entropy_normalized"])
+def test_no_load_is_nan_and_rows_do_not_mix(name):
+    metric = getattr(load, name)
+    table = metric(np.array([[0, 0, 0], [4, 4, 4], [9, 1, 2]]))
+    assert np.isnan(table[0])
+    assert table[1] == metric(np.array([4, 4, 4]))
+    assert table[2] == metric(np.array([9, 1, 2]))
+
+
+def test_even_load_is_exact():
+    even = np.full(7, 3)
+    assert load.max_vio(even) == load.gini(even) == load.cv(even) == load.chi2(even) == load.cold_experts(even) == 0
+    assert load.entropy_normalized(even) == pytest.approx(1, abs=1e-15)
+
+
+def test_one_expert_alone_has_no_negative_zero():
+    assert math.copysign(1, load.entropy(np.array([5, 0]))) == 1
+    assert load.gini(np.array([5, 0])) == 0.5
+
+
+# Published figures: OLMoE (E = 64, K = 8), ESFT (64, 6), E = 256 with K = 8.
+@pytest.mark.parametrize(
+    ("tokens", "n_experts", "top_k", "published"),
+    [(208_896, 64, 8, 0.017), (8_222, 64, 6, 0.099), (100_000, 256, 8, 0.059), (1_000_000, 256, 8, 0.019)],
+)
+def test_noise_floor(tokens, n_experts, top_k, published):
+    counts_E = np.full(n_experts, tokens * top_k // n_experts)
+    assert round(float(load.max_vio_noise_floor(counts_E, top_k)), 3) == published
+
+
+def test_noise_floor_is_near_what_an_even_router_shows():
+    rng = np.random.default_rng(0)
+    ids_TE = rng.random((4000, 32)).argsort(1)[:, :4]
+    counts_E = np.bincount(ids_TE.ravel(), minlength=32)
+    assert 0.4 < load.max_vio(counts_E) / load.max_vio_noise_floor(counts_E, 4) < 1.4
+
+
+def test_noise_floor_does_not_apply_to_a_dense_layer_or_without_load():
+    assert np.isnan(load.max_vio_noise_floor(np.array([3, 3]), 2))
+    assert np.isnan(load.max_vio_noise_floor(np.array([0, 0]), 1))
