@@ -1,0 +1,164 @@
+"""The option types all commands share: one name, one meaning, one help text each.
+
+Values with units are parsed here by `moectl.units`, so a bad one names the flag and says how to write it.
+
+    def command(model: ModelArgument, tokens: TokensOption = None) -> None: ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from moectl.cli.console import console
+from moectl.errors import UsageError
+from moectl.units import parse_bytes, parse_count
+
+INPUT, COMPUTE, OUTPUT = "Input", "Compute", "Output"
+
+
+def _units(flag: str, parse: Callable[[str], int]) -> Callable[[str | int], int]:
+    def parser(value: str | int) -> int:
+        # Typer sends defaults through the parser as well.
+        if isinstance(value, int):
+            return value
+        try:
+            return parse(value)
+        except UsageError as error:
+            raise UsageError(f"`{flag}`: {error.message}", hint=error.hint) from error
+
+    return parser
+
+
+def _count(flag: str) -> Callable[[str | int], int]:
+    return _units(flag, parse_count)
+
+
+def _bytes(flag: str) -> Callable[[str | int], int]:
+    return _units(flag, parse_bytes)
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text, re.ASCII) is None:
+        raise UsageError(f"`--device`: `{text}` is not a device", hint="write `auto`, `cpu`, `cuda` or `cuda:1`")
+    return text
+
+
+def _debug(value: bool) -> bool:
+    # Set at parse time, so the handler knows of it whatever fails later; `--debug` counts before and after the command.
+    console.debug = console.debug or value
+    return value
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder in Hugging Face layout, a .safetensors file beside its config.json, or a Hub id.")
+]
+
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME=SOURCE",
+        help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text, .jsonl or .parquet, "
+        "or .npy token ids. NAME= may be left out.",
+        rich_help_panel=INPUT,
+        show_default=False,
+    ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens",
+        metavar="N",
+        parser=_count("--tokens"),
+        help="At most N tokens of each domain, such as 100k. Default: all.",
+        rich_help_panel=INPUT,
+    ),
+]
+SeqLenOption = Annotated[
+    int,
+    typer.Option("--seq-len", metavar="N", parser=_count("--seq-len"), help="Cut sequences at N tokens.", rich_help_panel=INPUT),
+]
+TextFieldOption = Annotated[
+    str, typer.Option("--text-field", metavar="KEY", help="Where .jsonl and .parquet rows keep their text.", rich_help_panel=INPUT)
+]
+SkipSpecialOption = Annotated[
+    bool, typer.Option("--skip-special", metavar="", help="Leave special tokens such as BOS out of the counts.", rich_help_panel=INPUT)
+]
+
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="auto, float32 or bfloat16. auto is the checkpoint's own, if this machine computes in it.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", parser=_device, help="auto, cpu, cuda or cuda:N.", rich_help_panel=COMPUTE)
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=_bytes("--memory"),
+        help="Keep the whole process below SIZE, such as 16GB. Default: what is free.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", parser=_count("--threads"), help="CPU threads. Default: torch's choice.", rich_help_panel=COMPUTE
+    ),
+]
+BatchTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--batch-tokens",
+        metavar="N",
+        parser=_count("--batch-tokens"),
+        help="Tokens computed at once. Another N may change the last bits of a result.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+OrderOption = Annotated[
+    Literal["auto", "resident", "streamed"],
+    typer.Option(
+        "--order",
+        metavar="ORDER",
+        help="auto, resident (all weights in memory) or streamed (each layer visits memory once). The results are the same.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Write the tables and the summary into this new folder.", rich_help_panel=OUTPUT),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace DIR if moectl wrote it.", rich_help_panel=OUTPUT)]
+TraceOption = Annotated[
+    bool, typer.Option("--trace", metavar="", help="Also write the experts and weights of every token to DIR.", rich_help_panel=OUTPUT)
+]
+FormatOption = Annotated[
+    Literal["table", "json", "csv"],
+    typer.Option("--format", metavar="FORMAT", help="table, json or csv: how to print the result on stdout.", rich_help_panel=OUTPUT),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", metavar="", help="Print the plan (bytes, tokens, memory) and stop.", rich_help_panel=OUTPUT)
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", metavar="", help="Show progress as plain lines where there is no terminal.", rich_help_panel=OUTPUT),
+]
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", metavar="", callback=_debug, is_eager=True, help="Show a traceback when something fails.")
+]
+VersionOption = Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")]

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pandas as pd
+import pytest
+
+# Typer reads these once, at its first help text: help is the same on a laptop and on a CI that asks for colour.
+for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
+
+
+class FakeApi(ModuleType):
+    """Stands for moectl.api: keeps what it was called with, and raises `error` if told to."""
+
+    def __init__(self) -> None:
+        super().__init__("moectl.api")
+        self.calls = []
+        self.error = None
+        self.stats = SimpleNamespace(
+            summary={"model": {"name": "tiny"}, "layers": [{"layer": 1, "max_vio": 0.5}]},
+            layers=pd.DataFrame({"domain": ["all"], "layer": [1], "max_vio": [0.5], "bias_effect": [None]}),
+        )
+        self.plan = SimpleNamespace(
+            rows=(("to read", "1.38 GB"), ("dtype", "float32 (no bf16 here)")), to_json=lambda: {"read_bytes": 1380000000}
+        )
+
+    def run_route_stats(self, options, *, progress):
+        self.calls.append(("run_route_stats", options))
+        progress.stage("route", 100.0, "tokens")
+        progress.notice("dtype is float32")
+        progress.advance(100.0)
+        if self.error is not None:
+            raise self.error
+        return self.stats
+
+    def plan_route_stats(self, options):
+        self.calls.append(("plan_route_stats", options))
+        return self.plan
+
+
+@pytest.fixture
+def api(monkeypatch):
+    fake = FakeApi()
+    monkeypatch.setitem(sys.modules, "moectl.api", fake)
+    return fake
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run one command line in this process: (exit code, stdout, stderr)."""
+    from moectl.cli.app import main
+
+    for name in ("MOECTL_DEBUG", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
