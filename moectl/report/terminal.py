@@ -1,6 +1,7 @@
 """What `moectl route-stats` prints: first what a person wants to know, then a compact table of the layers.
 
-It decides no content (see `findings.py`) and writes to no stream. Meaning never hangs on colour: a layer to look at carries a `!`.
+It decides no content (see `findings.py`, `attention.py`) and writes to no stream. Meaning never hangs on colour: a layer to look at
+carries a `!`.
 
     rich.console.Console().print(render(stats, width=80))
 """
@@ -19,7 +20,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moectl.report.findings import ENOUGH_TOKENS, attention, domain_difference, domain_names, even_share, favourites, findings, overall_rows
+from moectl.report.attention import attention
+from moectl.report.domains import Favourite, domain_difference, favourites
+from moectl.report.findings import findings
+from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, overall_rows
 from moectl.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -57,25 +61,16 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _bits(value: float) -> str:
-    return f"{value:.3f}"
-
-
 _COLUMNS = (
     _Column("MaxVio", "max_vio", _decimal, 0, "how far the busiest expert is above its even share"),
     _Column("chance", "max_vio_noise_floor", _decimal, 1, "the MaxVio of an even router on this sample"),
     _Column("eff.", "effective_experts", _tenths, 2, "experts that would carry this load evenly"),
     _Column("dead", "dead_experts", _whole, 3, ""),
     _Column("cold", "cold_experts", _whole, 4, "experts below a tenth of their even share, dead ones too"),
-    _Column("CV", "cv", _decimal, 11, "spread of the loads over their mean"),
-    _Column("Gini", "gini", _decimal, 12, ""),
-    _Column("entropy", "router_entropy", _decimal, 10, "of the router's scores, 1: no preference"),
-    _Column("mass", "captured_mass", _percent, 9, "score held by the chosen experts"),
-    _Column("margin", "margin", _decimal, 13, "last chosen above first left out"),
-    _Column("bias", "bias_effect", _percent, 8, "picks the balancing bias decides"),
+    _Column("CV", "cv", _decimal, 7, "spread of the loads over their mean"),
+    _Column("Gini", "gini", _decimal, 8, ""),
     _Column("next", "next_token_overlap", _percent, 5, "experts shared with the next token"),
     _Column("by load", "next_token_overlap_load_aware", _percent, 6, "the part of it the load explains"),
-    _Column("domain", "domain_information_bits", _bits, 7, "bits one pick tells about the domain"),
 )
 
 
@@ -95,22 +90,22 @@ def _heading(text: str) -> Text:
 
 def _headline(stats: RouteStats) -> Text:
     model, data, throughput = stats.summary["model"], stats.summary["data"], stats.summary["throughput"]
-    shared = model.get("shared_experts")
+    shared = model["shared_experts"]
     text = Text(str(model["name"]), style="bold cyan")
     text.append(
-        f"  {model['model_type']}, {len(overall_rows(stats))} MoE layers of {model['layers']}, {model['experts']} experts, "
+        f"  {model['model_type']}, {_count(len(overall_rows(stats)), 'MoE layer')} of {model['layers']}, {model['experts']} experts, "
         f"{model['top_k']} per token{f' + {shared} shared' if shared else ''}\n",
         style="not bold default",
     )
     tokens, sequences = sum(row["tokens"] for row in data), sum(row["sequences"] for row in data)
-    text.append(f"{tokens:,} tokens in {sequences:,} sequences: {_sources(data)}\n", style="not bold default")
+    text.append(f"{_count(tokens, 'token')} in {_count(sequences, 'sequence')}: {_sources(data)}\n", style="not bold default")
     provenance = stats.summary["provenance"]
-    how = " on ".join(str(provenance[key]) for key in ("dtype", "device") if provenance.get(key))
     speed = (
-        f"{throughput['tokens_per_s']:,.0f} tokens/s, {format_bytes(1e9 * throughput['read_gb'])} read, "
-        f"peak {format_bytes(1e9 * throughput['peak_rss_gb'])}, {format_seconds(throughput['seconds'])}"
+        f"{provenance['dtype']} on {provenance['device']}: {_per_second(throughput['tokens_per_s'])} tokens/s, "
+        f"{format_bytes(1e9 * throughput['read_gb'])} read, peak {format_bytes(1e9 * throughput['peak_rss_gb'])}, "
+        f"{format_seconds(throughput['seconds'])}"
     )
-    return text.append(f"{how}: {speed}" if how else speed, style="dim not bold")
+    return text.append(speed, style="dim not bold")
 
 
 def _sources(data: Sequence[dict[str, Any]]) -> str:
@@ -132,14 +127,16 @@ def _findings(stats: RouteStats) -> Table:
 def _attention(stats: RouteStats) -> RenderableType:
     entries = attention(stats)
     if not entries:
-        return Padding(Text("None stands out."), (0, 0, 0, 2))
+        return Padding(Text("None stands out from the others."), (0, 0, 0, 2))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="yellow", no_wrap=True)
     grid.add_column()
-    for entry in entries[:_MOST_ATTENTION]:
+    # One line more is no longer than a line that says that there is one.
+    shown = entries if len(entries) == _MOST_ATTENTION + 1 else entries[:_MOST_ATTENTION]
+    for entry in shown:
         grid.add_row(f"layer {entry.layer}", Text("; ".join(entry.reasons)))
-    if len(entries) > _MOST_ATTENTION:
-        grid.add_row("", Text(f"and {len(entries) - _MOST_ATTENTION} more, marked ! below", style="dim"))
+    if len(entries) > len(shown):
+        grid.add_row("", Text(f"and {len(entries) - len(shown)} more, marked ! below", style="dim"))
     return Padding(grid, (0, 0, 0, 2))
 
 
@@ -161,11 +158,13 @@ def _domain_table(stats: RouteStats, width: int) -> RenderableType:
         table.add_row(Text(name), *(_favourite(of_layer[name]) for of_layer in chosen))
     if len(names) > _MOST_DOMAINS:
         table.add_row(Text(f"and {len(names) - _MOST_DOMAINS} more", style="dim"))
-    legend = Text("expert: share of the domain's picks, times its share over all text; -: none beyond chance", style="dim")
-    return Padding(Group(table, legend), (0, 0, 0, 2))
+    legend = "expert: share of the domain's picks, times its share over all text"
+    if any(favourite is None for of_layer in chosen for favourite in of_layer.values()):
+        legend += "; -: none beyond chance"
+    return Padding(Group(table, Text(legend, style="dim")), (0, 0, 0, 2))
 
 
-def _favourite(favourite: Any) -> Text:
+def _favourite(favourite: Favourite | None) -> Text:
     if favourite is None:
         return Text("-")
     return Text(f"{favourite.expert}: {100 * favourite.share:.1f} %, {favourite.lift:.1f}x")
@@ -176,11 +175,10 @@ def _layer_table(stats: RouteStats, width: int) -> list[RenderableType]:
     marked = {entry.layer for entry in attention(stats)}
     shown = _extremes(rows, [entry.layer for entry in attention(stats)])
     supported = even_share(stats) >= ENOUGH_TOKENS
-    columns = [
-        column
-        for column in _COLUMNS
-        if rows[column.key].notna().any() and (supported or column.key not in ("dead_experts", "cold_experts"))
-    ]
+    hidden = set() if supported else {"dead_experts", "cold_experts"}
+    if rows["next_token_overlap"].isna().all():
+        hidden.add("next_token_overlap_load_aware")
+    columns = [column for column in _COLUMNS if column.key not in hidden and rows[column.key].notna().any()]
     columns = _fitting(columns, rows.loc[shown], width)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("layer", justify="right", no_wrap=True)
@@ -196,6 +194,14 @@ def _layer_table(stats: RouteStats, width: int) -> list[RenderableType]:
     if len(shown) < len(rows):
         parts.append(Padding(Text("All layers and metrics: `--format csv`, or `--output DIR`", style="dim"), (0, 0, 0, 2)))
     return parts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _per_second(tokens: float) -> str:
+    return f"{tokens:,.0f}" if tokens >= 10 else f"{tokens:.2g}"
 
 
 def _cell(column: _Column, value: Any) -> str:
@@ -221,7 +227,7 @@ def _extremes(rows: pd.DataFrame, first: Sequence[int]) -> list[int]:
     if len(layers) <= _MOST_ROWS:
         return layers
     wanted = [layers[0], layers[-1], *first[:_MOST_ATTENTION]]
-    for key in ("max_vio", "next_token_overlap", "domain_information_bits", "router_entropy"):
+    for key in ("max_vio", "next_token_overlap"):
         values = rows[key].dropna()
         if not values.empty:
             wanted += [int(str(values.idxmax())), int(str(values.idxmin()))]

@@ -21,7 +21,7 @@ class FakeApi(ModuleType):
         self.error = None
         self.stats = SimpleNamespace(
             summary={"model": {"name": "tiny"}, "layers": [{"layer": 1, "max_vio": 0.5}]},
-            layers=pd.DataFrame({"domain": ["all"], "layer": [1], "max_vio": [0.5], "bias_effect": [None]}),
+            layers=pd.DataFrame({"domain": ["all"], "layer": [1], "max_vio": [0.5], "next_token_overlap": [float("nan")]}),
         )
         self.plan = SimpleNamespace(
             rows=(("to read", "1.38 GB"), ("dtype", "float32 (no bf16 here)")), to_json=lambda: {"read_bytes": 1380000000}

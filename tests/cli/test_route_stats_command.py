@@ -42,7 +42,7 @@ def test_json_is_the_summary(run, api):
 def test_csv_is_the_layers(run, api):
     code, out, _ = run(*BASE, "--format", "csv")
     assert code == 0
-    assert list(csv.DictReader(io.StringIO(out))) == [{"domain": "all", "layer": "1", "max_vio": "0.5", "bias_effect": ""}]
+    assert list(csv.DictReader(io.StringIO(out))) == [{"domain": "all", "layer": "1", "max_vio": "0.5", "next_token_overlap": ""}]
 
 
 def test_table_is_the_terminal_summary(run, api, monkeypatch):

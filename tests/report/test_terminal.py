@@ -18,8 +18,11 @@ def drawn(stats, width, **options):
 CASES = {
     "small": {"tokens": 100, "domains": ("book",)},
     "usual": {"n_layers": 16, "n_experts": 64, "top_k": 8, "tokens": 12_288, "domains": ("arxiv", "github", "wikipedia"), "skew": 0.5},
+    "one layer": {"n_layers": 1},
+    "one token": {"tokens": 1, "domains": ("book",), "overlap": None},
+    "no token": {"tokens": 0, "overlap": None},
     "large": {
-        "n_layers": 40, "n_experts": 64, "top_k": 8, "tokens": 60_000, "skew": 0.6, "bias_effect": 0.3,
+        "n_layers": 40, "n_experts": 32, "top_k": 4, "tokens": 60_000, "skew": 0.6,
         "domains": tuple(f"a-domain-with-a-long-name-{i}" for i in range(12)),
     },
 }  # fmt: skip
@@ -61,7 +64,7 @@ def test_layers_to_look_at_are_marked_without_colour(stats_of):
     text = drawn(stats_of(skew=0.1, dead=[(2, 7)]), 80)
     assert "  layer 2  expert 7 never ran" in text
     assert [line.split()[:2] for line in text.splitlines() if line.lstrip().startswith("! ")] == [["!", "2"]]
-    assert "None stands out." in drawn(stats_of(skew=0.05), 80)
+    assert "None stands out from the others." in drawn(stats_of(skew=0.05), 80)
 
 
 def test_many_layers_show_the_extremes_and_say_how_to_see_all(stats_of):
@@ -76,17 +79,38 @@ def test_many_layers_show_the_extremes_and_say_how_to_see_all(stats_of):
 
 
 def test_columns_that_do_not_apply_are_left_out(stats_of):
-    wide = drawn(stats_of(), 160)
-    assert "bias" not in wide
-    assert "dead" in wide
-    assert "dead" not in drawn(stats_of(tokens=100), 160).split("Layers\n")[-1]
-    assert "bias" in drawn(stats_of(bias_effect=0.2), 160)
+    def header(**options):
+        lines = drawn(stats_of(**options), 160).splitlines()
+        return next(line for line in lines if line.startswith("  layer  MaxVio")).split()
+
+    assert header() == ["layer", "MaxVio", "chance", "eff.", "dead", "cold", "CV", "Gini", "next", "by", "load"]
+    assert header(tokens=100, overlap=None) == ["layer", "MaxVio", "chance", "eff.", "CV", "Gini"]
+    assert "chance" not in header(n_experts=4, top_k=4)
 
 
 def test_a_value_that_does_not_apply_is_a_dash(stats_of):
-    stats = stats_of(metrics={"captured_mass": {1: None}}, n_layers=3)
+    stats = stats_of(metrics={"next_token_overlap": {1: float("nan")}}, n_layers=3)
     row = next(line for line in drawn(stats, 120).split("Layers\n")[-1].splitlines() if line.split()[:1] == ["1"])
     assert "-" in row.split()
+
+
+def test_one_of_a_thing_is_not_many(stats_of):
+    stats = stats_of(tokens=1, domains=("book",), n_layers=1, overlap=None)
+    stats.summary["data"][0]["sequences"] = 1
+    stats.summary["throughput"]["tokens_per_s"] = 0.1234
+    text = drawn(stats, 100)
+    assert "1 MoE layer of 2," in text
+    assert "\n1 token in 1 sequence: book" in text
+    assert "cpu: 0.12 tokens/s" in text
+
+
+def test_a_line_is_not_spent_on_saying_that_one_more_follows(stats_of):
+    def looked_at(n):
+        text = drawn(stats_of(n_layers=12, skew=0.1, dead=[(layer, 2) for layer in range(n)]), 80)
+        return text.split("Layers to look at\n")[1].split("\n\n")[0].splitlines()
+
+    assert len(looked_at(7)) == 7
+    assert "and 2 more, marked ! below" in looked_at(8)[6]
 
 
 def test_domains_without_favourites_say_so(stats_of):
