@@ -6,7 +6,6 @@ reports work without printing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -137,15 +136,18 @@ def choose_order(order: str, *, resident: int, streamed: int, budget: int) -> tu
         order, reason = "streamed", f"all weights at once would take {format_bytes(resident)}"
     else:
         reason = "as asked"
-    if needed[order] > budget:
-        if order == "resident" and streamed <= budget:
-            hint = "let `--order auto` stream the weights, or raise `--memory`"
-        else:
-            hint = "lower `--tokens` or `--batch-tokens`, or raise `--memory`"
-        raise ResourceError(
-            f"this run would take {format_bytes(needed[order])} of memory, but {format_bytes(budget)} are allowed", hint=hint
-        )
+    if order == "resident" and streamed <= budget:
+        hint = "let `--order auto` stream the weights, or raise `--memory`"
+    else:
+        hint = "lower `--tokens` or `--batch-tokens`, or raise `--memory`"
+    require_memory(needed[order], budget, hint=hint)
     return order, reason
+
+
+def require_memory(needed: int, budget: int, *, hint: str) -> None:
+    """Raises ResourceError if `needed` bytes are more than `budget`."""
+    if needed > budget:
+        raise ResourceError(f"this run would take {format_bytes(needed)} of memory, but {format_bytes(budget)} are allowed", hint=hint)
 
 
 def check_disk(needed: int, available: int, where: str) -> None:
@@ -155,8 +157,3 @@ def check_disk(needed: int, available: int, where: str) -> None:
             f"`{where}` needs {format_bytes(needed)}, but its disk has {format_bytes(available)} free",
             hint="free some space, choose another folder, or leave out `--trace`",
         )
-
-
-def largest(values: Sequence[int]) -> int:
-    """The largest, or 0 of none."""
-    return max(values, default=0)

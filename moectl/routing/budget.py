@@ -34,21 +34,19 @@ def plan_run(
     """Plan a run over `batches`. Raises ResourceError if memory or disk cannot hold it."""
     sizes = forward_sizes(checkpoint, batches)
     stored = max(dtype_bits(info.dtype) for info in checkpoint.index.tensors.values()) // 8
+    # First, so that what the libraries allocate on first use is part of the process.
+    flops_per_s = gemm_flops_per_second(dtype, device)
     process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES
+    budget = options.memory or int(psutil.virtual_memory().available * _SHARE_OF_AVAILABLE) + process
     resident = planning.resident_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
     streamed = planning.streamed_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
     if device.type == "cuda":
         # Weights and activations live on the device; the host holds one tensor at a time.
-        planning.choose_order("streamed", resident=resident, streamed=streamed, budget=torch.cuda.mem_get_info(device)[0])
-        if resident > torch.cuda.mem_get_info(device)[0] and options.order == "auto":
-            order, reason = "streamed", "the device cannot hold all weights"
-        else:
-            order, reason = ("resident", "all weights fit on the device") if options.order == "auto" else (options.order, "as asked")
-        peak = process + 2 * sizes.largest_tensor * max(stored, dtype.itemsize)
-        budget = options.memory or _available(process)
-        planning.choose_order("resident", resident=peak, streamed=peak, budget=budget)
+        free, _ = torch.cuda.mem_get_info(device)
+        order, reason = planning.choose_order(options.order, resident=resident, streamed=streamed, budget=free)
+        peak = process + sizes.largest_tensor * (stored + dtype.itemsize)
+        planning.require_memory(peak, budget, hint="raise `--memory`")
     else:
-        budget = options.memory or _available(process)
         order, reason = planning.choose_order(options.order, resident=process + resident, streamed=process + streamed, budget=budget)
         peak = process + (resident if order == "resident" else streamed)
     longest = max(batch.ids_BS.shape[1] for batch in batches)
@@ -65,7 +63,7 @@ def plan_run(
         peak_bytes=peak,
         budget_bytes=budget,
         flops=sizes.tokens * counts.routing_flops_per_token(checkpoint.spec, longest),
-        flops_per_s=gemm_flops_per_second(dtype, device),
+        flops_per_s=flops_per_s,
         output_bytes=_output_bytes(checkpoint, options, sizes),
     )
 
@@ -92,10 +90,6 @@ def forward_sizes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> Forw
 def _width(layer: Layer) -> int:
     ffn = layer.ffn
     return ffn.width if isinstance(ffn, DenseFFN) else max(ffn.expert_width, ffn.shared_width)
-
-
-def _available(process: int) -> int:
-    return int(psutil.virtual_memory().available * _SHARE_OF_AVAILABLE) + process
 
 
 def _read_bytes(checkpoint: Checkpoint) -> int:
