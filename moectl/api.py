@@ -18,6 +18,7 @@ from moectl.routing.options import RouteStatsOptions
 from moectl.routing.result import RouteStats
 from moectl.routing.run import prepare
 from moectl.staging import check_output, staged_directory
+from moectl.units import format_bytes, format_seconds
 
 
 def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
@@ -89,16 +90,20 @@ def run_route_stats(options: RouteStatsOptions, *, progress: Progress) -> RouteS
     """`route_stats` with its options in one object. Raises as route_stats."""
     if options.output is None:
         with prepare(options) as job:
-            progress.notice(_choices(job.plan))
+            _say_plan(job.plan, progress)
             return job.run(progress)
     # Before the weights are read: a folder that is in the way should cost the user nothing.
     check_output(options.output, overwrite=options.overwrite)
     with prepare(options) as job, staged_directory(options.output, overwrite=options.overwrite) as folder:
-        progress.notice(_choices(job.plan))
+        _say_plan(job.plan, progress)
         stats = job.run(progress, trace_path=folder / "trace.safetensors" if options.trace else None)
         write_route_stats(stats, folder, provenance=job.stable_provenance)
     return stats
 
 
-def _choices(plan: Plan) -> str:
-    return f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})"
+def _say_plan(plan: Plan, progress: Progress) -> None:
+    progress.notice(f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})")
+    progress.notice(
+        f"{plan.tokens:,} tokens; {format_bytes(plan.read_bytes)} to read; at most {format_bytes(plan.peak_bytes)} of memory; "
+        f"at least {format_seconds(plan.least_seconds)}"
+    )

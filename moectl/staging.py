@@ -40,22 +40,33 @@ def staged_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises UsageError if `path` exists and `overwrite` is false, ResourceError if the disk refuses.
     """
     check_output(path, overwrite=overwrite)
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        stage = _make_stage(path)
+        try:
+            yield stage
+            _sync(stage)
+            stage.chmod(0o777 & ~_umask())
+            _replace(stage, path)
+        except MoectlError:
+            raise
+        except OSError as error:
+            raise from_os_error(error, f"write `{path}`") from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    finally:
+        # Parents made for this output go with it if it failed; otherwise they hold it, and are not removed.
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _make_stage(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     except OSError as error:
         raise from_os_error(error, f"create `{path}`") from error
-    try:
-        yield stage
-        _sync(stage)
-        stage.chmod(0o777 & ~_umask())
-        _replace(stage, path)
-    except MoectlError:
-        raise
-    except OSError as error:
-        raise from_os_error(error, f"write `{path}`") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _replace(stage: Path, path: Path) -> None:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny_checkpoints import TinyCheckpoint
+
+
+class Result(NamedTuple):
+    """What one command line left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +32,26 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.chdir(home)
     return home
+
+
+@pytest.fixture
+def moectl(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run one command line in this process, with the real library behind it."""
+    from moectl.cli.app import main
+
+    def call(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyCheckpoint]:
+    """A tiny checkpoint of every MoE family, by `model_type`. Copy one before damaging it."""
+    # Here, because most tests do without transformers, which takes seconds to import.
+    from tiny_checkpoints import build_checkpoints
+
+    return build_checkpoints(tmp_path_factory.mktemp("checkpoints"))

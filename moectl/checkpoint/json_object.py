@@ -17,6 +17,7 @@ from moectl.errors import ModelError, from_os_error
 
 # The largest index on the Hub is about 20 MB; this is the limit the safetensors format puts on its own header.
 MAX_JSON_BYTES = 100_000_000
+_AGAIN = "download the file again, or correct it"
 
 Pairs = list[tuple[str, Any]]
 
@@ -38,13 +39,13 @@ def parse_object(data: bytes, what: str, *, hook: Callable[[Pairs], Any] = refus
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=hook)
     except UnicodeDecodeError as error:
-        raise ModelError(f"{what} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
+        raise ModelError(f"{what} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}", hint=_AGAIN) from error
     except RecursionError as error:
-        raise ModelError(f"{what} is nested too deeply") from error
+        raise ModelError(f"{what} is nested too deeply", hint=_AGAIN) from error
     except ValueError as error:
-        raise ModelError(f"{what} is not valid JSON: {error}") from error
+        raise ModelError(f"{what} is not valid JSON: {error}", hint=_AGAIN) from error
     if not isinstance(value, dict):
-        raise ModelError(f"{what} must hold a JSON object, not {quote(value)}")
+        raise ModelError(f"{what} must hold a JSON object, not {quote(value)}", hint=_AGAIN)
     return value
 
 

@@ -159,9 +159,9 @@ def _no_config(where: str, names: set[str]) -> ModelError:
     )
 
 
-def _near_names(path: Path) -> str | None:
+def _near_names(path: Path) -> str:
     parent = path.parent
     if not os.path.isdir(parent):
         return f"there is no folder `{parent}` either"
     near = difflib.get_close_matches(path.name, sorted(_names(parent)), n=3) if os.access(parent, os.R_OK) else []
-    return "did you mean " + " or ".join(f"`{parent / name}`" for name in near) + "?" if near else None
+    return "did you mean " + " or ".join(f"`{parent / name}`" for name in near) + "?" if near else "check the path"

@@ -122,11 +122,11 @@ class TensorReader:
             return self._descriptors[file]
 
 
-def require_finite(name: str, tensor: Tensor) -> None:
+def require_finite(name: str, tensor: Tensor, *, first_row: int = 0) -> None:
     """Raise ModelError if a floating-point tensor holds NaN or infinity, saying how many and where the first one is.
 
     A sum is NaN or infinite whenever one of its terms is, so one fused pass clears a good tensor. Large legal values
-    can overflow the sum as well: then, and only then, every value is looked at.
+    can overflow the sum as well: then, and only then, every value is looked at. `first_row` is where a slice of rows begins.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
@@ -146,6 +146,8 @@ def require_finite(name: str, tensor: Tensor) -> None:
                 first = start * _EXACT_CHUNK + int(bad_L.int().argmax())
     if first >= 0:
         position = [int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)]
+        if first_row:
+            position[0] += first_row
         raise ModelError(
             f"tensor {quote(name)} holds {nan:,} NaN and {infinite:,} infinite values among {tensor.numel():,}, the first at {position}",
             hint="the checkpoint is damaged: download it again or use another copy",

@@ -54,7 +54,7 @@ def run_token_major(model: Model, batches: Sequence[MicroBatch], recorder: Recor
 def run_layer_major(weights: WeightReader, batches: Sequence[MicroBatch], recorder: Recorder, *, advance: Advance) -> None:
     """Every layer once for all micro-batches, weights read as they are needed. Raises ModelError as run_token_major."""
     layers = _until_last_router(weights.spec)
-    hidden = [weights.embed(torch.from_numpy(batch.ids_BS).to(weights.device)) for batch in batches]
+    hidden = weights.embed([torch.from_numpy(batch.ids_BS).to(weights.device) for batch in batches])
     n_tokens = sum(batch.ids_BS.size for batch in batches)
     for layer in layers:
         run_layer(

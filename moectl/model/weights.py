@@ -5,6 +5,8 @@ WeightReader is also the streamed ExpertSource: `get` reads one expert from disk
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class WeightReader:
             raw = self.reader.read(ref.name)
         else:
             raw = self.reader.read_slice(ref.name, index=ref.index, rows=ref.rows)
-        require_finite(ref.name, raw)
+        require_finite(ref.name, raw, first_row=ref.rows[0] if ref.rows else 0)
         return raw.to(device=self.device, dtype=torch.float32 if ref.keep_float32 else self.dtype)
 
     def layer(self, layer: Layer) -> dict[str, Tensor]:
@@ -44,20 +46,26 @@ class WeightReader:
         assert isinstance(ffn, MoE)
         return ExpertWeights(*(self.read(ref) for ref in ffn.experts.refs(expert)))
 
-    def embed(self, ids_BS: Tensor) -> Tensor:
-        """Embeddings `[B, S, H]` of `ids_BS`, reading the table in chunks and only where ids fall."""
+    def embed(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings `[B, S, H]` of every `[B, S]` of ids, reading the table once, in chunks, and only where ids fall."""
         ref = self.spec.tensors["embed"]
         vocab, hidden = ref.shape
         rows = max(1, _EMBEDDING_CHUNK_BYTES // (4 * hidden))
-        flat = ids_BS.flatten()
-        out_TH = torch.empty(flat.numel(), hidden, dtype=self.dtype, device=self.device)
-        for chunk in sorted(set((flat // rows).tolist())):
-            start, stop = chunk * rows, min(vocab, (chunk + 1) * rows)
-            table_RH = self.reader.read_slice(ref.name, rows=(start, stop))
-            require_finite(ref.name, table_RH)
-            here_T = ((flat >= start) & (flat < stop)).nonzero()[:, 0]
-            out_TH[here_T] = table_RH.to(device=self.device, dtype=self.dtype)[flat[here_T] - start]
-        return out_TH.view(*ids_BS.shape, hidden)
+        out = [torch.empty(*ids_BS.shape, hidden, dtype=self.dtype, device=self.device) for ids_BS in batches]
+        used = torch.zeros(vocab, dtype=torch.bool, device=self.device)
+        for ids_BS in batches:
+            used[ids_BS] = True
+        for start in range(0, vocab, rows):
+            stop = min(vocab, start + rows)
+            if not used[start:stop].any():
+                continue
+            stored_RH = self.reader.read_slice(ref.name, rows=(start, stop))
+            require_finite(ref.name, stored_RH, first_row=start)
+            table_RH = stored_RH.to(device=self.device, dtype=self.dtype)
+            for ids_BS, x_BSH in zip(batches, out, strict=True):
+                here_BS = (ids_BS >= start) & (ids_BS < stop)
+                x_BSH[here_BS] = table_RH[ids_BS[here_BS] - start]
+        return out
 
 
 class ResidentExperts(nn.Module):

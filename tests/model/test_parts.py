@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from moectl.arch.spec import Rope, Router
-from moectl.model import attention, experts, router
+from moectl.arch.registry import build_spec
+from moectl.arch.spec import Rope, Router, TensorRef
+from moectl.checkpoint.index import open_index
+from moectl.checkpoint.reader import TensorReader
+from moectl.errors import ModelError
+from moectl.model import attention, experts, router, weights
 from moectl.model.experts import ExpertWeights, MoEInput
 from moectl.model.norm import rms_norm
 from moectl.model.rope import inverse_frequencies, rope_tables, rotate
+
+LLAMA = {"model_type": "llama", "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2}
 
 
 class Table:
@@ -165,3 +174,20 @@ def test_yarn_keeps_fast_and_divides_slow_frequencies() -> None:
     torch.testing.assert_close(scaled[23:], plain[23:] / 40)
     one_step = inverse_frequencies(Rope(dim=64, theta=1e4, kind="yarn", factor=40, low=12, high=12))
     torch.testing.assert_close(one_step, torch.where(torch.arange(32) <= 12, plain, plain / 40))
+
+
+def test_streamed_embedding_reads_the_table_once_and_only_where_ids_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table_VH = torch.randn(40, 3)
+    table_VH[39, 1] = torch.nan
+    save_file({"embed": table_VH}, tmp_path / "model.safetensors")
+    spec = build_spec({**LLAMA, "vocab_size": 40, "hidden_size": 3})
+    spec = replace(spec, tensors={"embed": TensorRef(name="embed", shape=(40, 3))})
+    monkeypatch.setattr(weights, "_EMBEDDING_CHUNK_BYTES", 4 * 3 * 8)
+    with TensorReader(open_index(tmp_path)) as reader:
+        source = weights.WeightReader(spec, reader, dtype=torch.float32, device=torch.device("cpu"))
+        batches = [torch.tensor([[0, 7, 9], [9, 0, 1]]), torch.tensor([[30]])]
+        for ids_BS, x_BSH in zip(batches, source.embed(batches), strict=True):
+            assert torch.equal(x_BSH, table_VH[ids_BS])
+        assert reader.bytes_read == 3 * 8 * 3 * 4
+        with pytest.raises(ModelError, match=r"the first at \[39, 1\]"):
+            source.embed([torch.tensor([[35]])])
