@@ -10,7 +10,8 @@ domain to the next. Does not shuffle and does not split into batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,7 @@ from moectl.errors import DataError, UsageError
 
 MAX_DOMAINS = 256  # a routing trace stores the domain of a sequence as uint8
 
-_PREFIX_CHARS = 1 << 16
-# Text has four to five characters per token; twice that is enough for nearly all, and more is read if it is not.
-_CHARS_PER_TOKEN = 8
+_SPECIAL_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,47 +92,19 @@ def _from_text(
     files: Sequence[Source], tokenizer: TextTokenizer, *, vocab_size: int, tokens: int | None, text_field: str
 ) -> tuple[np.ndarray[Any, np.dtype[np.int32]], int]:
     """The joined ids of all documents, and how many gave any. Pulls no document and no block that is not needed."""
-    parts: list[np.ndarray[Any, np.dtype[np.int32]]] = []
-    n_tokens = 0
+    joined = array("i")  # grows in place, where joining numpy arrays would hold everything twice
+    n_documents = 0
     for file in files:
         for blocks in document_blocks(file, text_field):
-            ids = _encode(tokenizer, blocks, None if tokens is None else tokens - n_tokens)
-            if not ids:
-                continue
-            _check_ids(ids, file, tokenizer, vocab_size)
-            parts.append(np.asarray(ids, dtype=np.int32))
-            n_tokens += len(ids)
-            if n_tokens == tokens:
-                return np.concatenate(parts), len(parts)
-    return np.concatenate(parts) if parts else np.empty(0, np.int32), len(parts)
-
-
-def _encode(tokenizer: TextTokenizer, blocks: Iterator[str], limit: int | None) -> list[int]:
-    """The first `limit` ids of the document; an empty document gives none, not even BOS and EOS."""
-    if limit is None:
-        text = "".join(blocks)
-        return tokenizer.encode_document(text) if text else []
-    text, n_wanted = "", max(_PREFIX_CHARS, _CHARS_PER_TOKEN * limit)
-    while True:
-        text, whole = _extend(text, blocks, n_wanted)
-        if whole:
-            return tokenizer.encode_document(text)[:limit] if text else []
-        ids = tokenizer.encode_prefix(text[:n_wanted])
-        if len(ids) >= limit:
-            return ids[:limit]
-        n_wanted *= 2
-
-
-def _extend(text: str, blocks: Iterator[str], n_wanted: int) -> tuple[str, bool]:
-    """`text` grown by whole blocks to more than `n_wanted` characters, or to the end of the document (then true)."""
-    parts, n_chars = [text], len(text)
-    while n_chars <= n_wanted:
-        block = next(blocks, None)
-        if block is None:
-            return "".join(parts), True
-        parts.append(block)
-        n_chars += len(block)
-    return "".join(parts), False
+            n_before = len(joined)
+            for ids in tokenizer.encode_blocks(blocks, in_part=tokens is not None):
+                wanted = ids if tokens is None else ids[: tokens - len(joined)]
+                _check_ids(wanted, file, tokenizer, vocab_size)
+                joined.frombytes(wanted.tobytes())
+                if len(joined) == tokens:
+                    return np.frombuffer(joined, np.int32), n_documents + 1
+            n_documents += len(joined) > n_before
+    return np.frombuffer(joined, np.int32), n_documents
 
 
 def _from_token_files(
@@ -162,15 +133,23 @@ def _domain(
     name: str, token_ids: np.ndarray[Any, np.dtype[np.int32]], lengths: list[int], n_documents: int, tokenizer: TextTokenizer | None
 ) -> Domain:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    digest = hashlib.sha256(np.ascontiguousarray(token_ids, "<i4").data)
+    digest.update(np.ascontiguousarray(offsets, "<i8").data)
+    return Domain(name, token_ids, offsets, n_documents, _special(token_ids, tokenizer), digest.hexdigest())
+
+
+def _special(token_ids: np.ndarray[Any, np.dtype[np.int32]], tokenizer: TextTokenizer | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
     special_ids = sorted(tokenizer.special_ids) if tokenizer is not None else []
-    digest = hashlib.sha256(token_ids.astype("<i4").tobytes())
-    digest.update(offsets.astype("<i8").tobytes())
-    return Domain(name, token_ids, offsets, n_documents, np.isin(token_ids, special_ids), digest.hexdigest())
+    special_T = np.empty(len(token_ids), np.bool_)
+    for start in range(0, len(token_ids), _SPECIAL_BLOCK):  # the search needs many times the memory of the ids
+        special_T[start : start + _SPECIAL_BLOCK] = np.isin(token_ids[start : start + _SPECIAL_BLOCK], special_ids)
+    return special_T
 
 
-def _check_ids(ids: Sequence[int], file: Source, tokenizer: TextTokenizer, vocab_size: int) -> None:
-    first = next((i for i in ids if i >= vocab_size), None)
-    if first is not None:
+def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], file: Source, tokenizer: TextTokenizer, vocab_size: int) -> None:
+    too_high = ids[ids >= vocab_size]
+    if len(too_high):
+        first = int(too_high[0])
         raise DataError(
             f"the tokenizer gives the id `{first}` (`{tokenizer.token(first)}`) for `{file.path}`, "
             f"which is not below the model's vocabulary of {vocab_size}",

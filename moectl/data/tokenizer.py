@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from moectl.data.windows import encode_windows
 from moectl.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
-
-# A tokenizer decides near a place from the text near it: tokens this close to a cut are not trusted. Both margins are far
-# beyond the longest token and the longest look-ahead of the known pre-tokenizers.
-_MARGIN_CHARS = 4096
-_MARGIN_WORDS = 8
-_PROBE = "The quick\n\nbrown fox jumps over 13 lazy dogs"
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -41,11 +38,9 @@ class TextTokenizer:
         self._add_bos = add_bos
         added = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(added | {i for i in (bos_id, eos_id) if i is not None})
-        # Some tokenizers see the whole text as one word, so "the last words" would be everything.
-        self._splits_words = len(set(tokenizer.encode(_PROBE, add_special_tokens=False).word_ids)) > 3
 
     def encode_document(self, text: str) -> list[int]:
-        """The ids of one whole document.
+        """The ids of one whole document, in one piece: some hundred bytes of memory per token while it runs.
 
         The post-processor's own special tokens, BOS in front if `add_bos_token` asks for it, and the EOS, if the
         tokenizer has one, at the end.
@@ -55,14 +50,20 @@ class TextTokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def encode_prefix(self, text: str) -> list[int]:
-        """The first ids of any document that starts with `text`: those near its end are left out.
+    def encode_blocks(self, blocks: Iterator[str], *, in_part: bool = False) -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:
+        """The ids of `encode_document` of the joined blocks, piece by piece, in the memory of a window of text.
 
-        May be empty. Equal to the start of `encode_document` of the whole document.
+        Empty text gives nothing, not even BOS and EOS. Reads no block before it is needed; `in_part` says that the
+        caller may stop early.
         """
-        encoding = self._tokenizer.encode(text)
-        end = _settled(encoding, len(text), self._splits_words)
-        return self._with_bos(encoding.ids[:end]) if end else []
+        last_id, n_pieces = None, 0
+        for piece in encode_windows(self._tokenizer, blocks, in_part=in_part):
+            ids = piece if n_pieces else self._with_bos(piece)
+            last_id = ids[-1] if ids else last_id
+            n_pieces += 1
+            yield np.array(ids, np.int32)
+        if n_pieces and self.eos_id is not None and last_id != self.eos_id:
+            yield np.array([self.eos_id], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens spelled out, an id the tokenizer does not know as `<123>`."""
@@ -91,23 +92,6 @@ class TextTokenizer:
         if self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
-
-
-def _settled(encoding: Encoding, n_chars: int, splits_words: bool) -> int:
-    """How many tokens of a prefix of `n_chars` characters no later text can change."""
-    end = len(encoding.ids)
-    while end and encoding.token_to_chars(end - 1) is None:  # special tokens of the post-processor
-        end -= 1
-    last_word = encoding.token_to_word(end - 1) if end else None
-    while end:
-        span, word = encoding.token_to_chars(end - 1), encoding.token_to_word(end - 1)
-        near_end = span is not None and span[1] > n_chars - _MARGIN_CHARS
-        # One word can be long: a run of spaces is cut or joined by what follows it.
-        in_last_words = splits_words and word is not None and last_word is not None and word > last_word - _MARGIN_WORDS
-        if not (near_end or in_last_words):
-            break
-        end -= 1
-    return end
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -133,12 +133,12 @@ def test_a_bounded_text_file_equals_the_start_of_the_whole(kind: str, model_fold
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), prefix_chars=st.integers(1, 400), tokens=st.integers(1, 1500), block=st.integers(4, 500))
-def test_any_prefix_length_gives_the_same_ids(
+@given(seed=st.integers(0, 10**6), window_chars=st.integers(1, 400), tokens=st.none() | st.integers(1, 1500), block=st.integers(4, 500))
+def test_any_window_gives_the_same_ids(
     kind: str,
     seed: int,
-    prefix_chars: int,
-    tokens: int,
+    window_chars: int,
+    tokens: int | None,
     block: int,
     model_folders: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -147,9 +147,9 @@ def test_any_prefix_length_gives_the_same_ids(
     path = tmp_path_factory.mktemp("d") / "a.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moectl.data.packing._PREFIX_CHARS", prefix_chars)
-        patch.setattr("moectl.data.packing._CHARS_PER_TOKEN", 1)
-        patch.setattr("moectl.data.tokenizer._MARGIN_CHARS", 64)
+        patch.setattr("moectl.data.windows._FIRST_CHARS", window_chars)
+        patch.setattr("moectl.data.windows._WINDOW_CHARS", 2 * window_chars)
+        patch.setattr("moectl.data.windows._MARGIN_CHARS", 64)
         patch.setattr("moectl.data.documents._BLOCK_BYTES", block)
         (domain,) = _load([str(path)], model_folders[kind], tokens=tokens)
     assert domain.token_ids.tolist() == load_tokenizer(model_folders[kind]).encode_document(text)[:tokens]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,60 +166,16 @@ def test_corrupt_side_files_are_model_errors(name: str, content: str, message: s
     assert caught.value.hint
 
 
-AWKWARD = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [
-                " ",
-                "  ",
-                "\n",
-                "\r\n",
-                "\t",
-                " \n \n",
-                "\u3000",
-                "the",
-                " fox",
-                "日本語",
-                "e\u0301",
-                "\U0001f600",
-                "<s>",
-                "</s>",
-                "9",
-                "..",
-                "'ll",
-            ]
-        ),
-        st.text(max_size=3),
-        st.tuples(st.sampled_from([" ", "\n", "\r\n", "a", "7", "=", "\u0301"]), st.integers(1, 60)).map(lambda run: run[0] * run[1]),
-    ),
-    max_size=60,
-).map("".join)
-
-
 @pytest.mark.parametrize("kind", ["plain", "template", "both_ends", "sentencepiece", "unigram"])
-@settings(max_examples=60, deadline=None)
-@given(head=st.lists(AWKWARD, min_size=3, max_size=6).map("".join), tail=AWKWARD, add_bos=st.booleans())
-def test_prefix_ids_begin_the_whole(kind: str, head: str, tail: str, add_bos: bool, raw_tokenizers: dict[str, Tokenizer]) -> None:
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("text", ["The", "The quick\n brown fox " * 40, "<s>" * 40 + " the fox " * 80 + "</s>", "\u200b", " ", ""])
+def test_blocks_give_the_ids_of_the_document(
+    kind: str, add_bos: bool, text: str, raw_tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moectl.data.windows._WINDOW_CHARS", 200)
+    monkeypatch.setattr("moectl.data.windows._MARGIN_CHARS", 16)
     tokenizer = _load(raw_tokenizers[kind], add_bos=add_bos)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moectl.data.tokenizer._MARGIN_CHARS", 64)
-        ids = tokenizer.encode_prefix(head)
-    assert ids == tokenizer.encode_document(head + tail)[: len(ids)]
-
-
-def test_prefix_leaves_out_only_what_is_near_the_cut(model_folders: dict[str, Path]) -> None:
-    text = "The quick brown fox jumps over the lazy dog. " * 1000
-    for folder in model_folders.values():
-        tokenizer = load_tokenizer(folder)
-        assert 0.85 < len(tokenizer.encode_prefix(text)) / len(tokenizer.encode_document(text)) < 1
-
-
-@pytest.mark.parametrize("kind", ["plain", "template", "both_ends", "sentencepiece", "unigram", "far_sight"])
-@pytest.mark.parametrize("run", [" ", "\n", "a", "1", "=", "\r\n", " \n"])
-@pytest.mark.parametrize("tail", ["\n", " x", "\u0301", "1\n", ""])
-def test_a_long_run_across_the_cut(kind: str, run: str, tail: str, raw_tokenizers: dict[str, Tokenizer]) -> None:
-    # A line end far behind the cut joins the whole run of spaces, and the line end before it, into one word.
-    head = "the quick brown fox\n" + run * 6000
-    tokenizer = _load(raw_tokenizers[kind])
-    ids = tokenizer.encode_prefix(head)
-    assert ids == tokenizer.encode_document(head + run * 50 + tail)[: len(ids)]
+    pieces = list(tokenizer.encode_blocks(iter([text[:100], text[100:]])))
+    assert all(piece.dtype == np.int32 for piece in pieces)
+    assert [i for piece in pieces for i in piece.tolist()] == (tokenizer.encode_document(text) if text else [])
+    assert len(pieces) > 3 or len(text) < 200
