@@ -105,5 +105,5 @@ def _say_plan(plan: Plan, progress: Progress) -> None:
     progress.notice(f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})")
     progress.notice(
         f"{plan.tokens:,} tokens; {format_bytes(plan.read_bytes)} to read; at most {format_bytes(plan.peak_bytes)} of memory; "
-        f"at least {format_seconds(plan.least_seconds)}"
+        f"{format_seconds(plan.arithmetic_seconds)} of arithmetic"
     )
