@@ -475,7 +475,7 @@ def test_dry_run_computes_and_writes_nothing(checkpoints, standard, moectl, tmp_
     if output_format == "json":
         plan = json.loads(result.out)
         assert (plan["tokens"] > 1000, plan["dtype"], plan["order"]) == (True, "float32", "resident")
-        assert all(plan[key] > 0 for key in ("read_bytes", "peak_bytes", "budget_bytes", "flops", "output_bytes", "least_seconds"))
+        assert all(plan[key] > 0 for key in ("read_bytes", "peak_bytes", "budget_bytes", "flops", "output_bytes", "arithmetic_seconds"))
     elif output_format == "csv":
         rows = list(csv.reader(io.StringIO(result.out)))
         assert rows[0] == ["label", "value"]

@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(failure: failures.Failure) -> int:
     if failure.message is not None:
         console.error(failure.message, hint=failure.hint)
-    if failure.code == failures.BROKEN_PIPE.code:
-        console.close_stdout()
+    console.settle_stdout()
     return failure.code
 
 

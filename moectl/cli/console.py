@@ -92,10 +92,16 @@ class Console:
         with _stdout() as stream:
             stream.flush()
 
-    def close_stdout(self) -> None:
-        """Point stdout at nothing: its reader is gone, and Python would complain about that at exit."""
-        if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    def settle_stdout(self) -> None:
+        """After a failure: push what is buffered, and if stdout takes no more, point it at nothing.
+
+        Python would try again at exit, complain, and replace the exit code by 120.
+        """
+        try:
+            sys.stdout.flush()
+        except OSError:
+            if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
 
     # The rest, to stderr.
 
