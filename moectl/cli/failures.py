@@ -8,6 +8,7 @@ Codes 0 to 5 are the contract; a process ended by signal N exits with 128 + N, a
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import typer
 
-from moectl.errors import INTERRUPTED_EXIT_CODE, MoectlError, ResourceError, UsageError
+from moectl.errors import INTERRUPTED_EXIT_CODE, MoectlError, ResourceError, UsageError, from_os_error
 
 USAGE = UsageError.exit_code
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -45,6 +46,8 @@ BROKEN_PIPE = Failure(141)
 
 def explain(error: BaseException, *, debug: bool) -> Failure:
     """Name a failure. `debug` drops the hint to ask for a traceback, which is then already there."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = from_os_error(error, f"write `{error.filename}`" if error.filename else "write to standard output")
     if isinstance(error, MoectlError):
         return Failure(error.exit_code, error.message, error.hint)
     if isinstance(error, typer.TyperException):

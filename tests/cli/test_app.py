@@ -203,12 +203,13 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", ["--version", "--help"])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_stdout_is_named(unbuffered, monkeypatch):
+def test_a_full_disk_under_stdout_is_named(unbuffered, option, monkeypatch):
     """Whether the failure shows at the write or at the last flush."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "w") as full:
-        process = subprocess.run([sys.executable, "-m", "moectl", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        process = subprocess.run([sys.executable, "-m", "moectl", option], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert process.returncode == 4
     assert process.stderr.splitlines()[0] == "error: cannot write to standard output: the disk is full"
     assert "Exception ignored" not in process.stderr
