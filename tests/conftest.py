@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from hypothesis import settings
+
+# Quick tests are the same tests every time; long ones look further at every run.
+SOAKING = bool(os.environ.get("MOECTL_SOAK"))
+settings.register_profile("moectl", derandomize=not SOAKING, database=None)
+settings.load_profile("moectl")
 
 if TYPE_CHECKING:
     from tiny_checkpoints import TinyCheckpoint

@@ -202,7 +202,7 @@ def test_what_must_add_up_does(checkpoints, family, seed, tmp_path):
     options = ["--seq-len", rng.integers(1, 60), "--batch-tokens", rng.integers(1, 200), "--order", rng.choice(["resident", "streamed"])]
     output = route(tmp_path / "out", checkpoints[family].folder, *data, *options)
     tokens = {name: int(np.prod(size)) for name, size in sizes.items()}
-    assert {entry["name"]: entry["tokens"] for entry in output.summary["data"]} == tokens
+    assert {name: entry["tokens"] for name, entry in output.summary["data"].items()} == tokens
 
     _, n_experts, top_k = checkpoints[family].moe_layers[0]
     sum_of_domains: dict[str, Any] = dict.fromkeys(("tokens", "weight_sum", "first_choice_tokens"), 0)
@@ -323,7 +323,7 @@ def test_documents_are_joined_cut_and_never_padded(checkpoints, texts, runs, fam
     assert trace["domain_ids"].tolist() == [0] * sequences[0] + [1] * sequences[1]
     assert len(prose) % 33
     assert len(code) % 33
-    assert [(d["name"], d["documents"], d["sequences"], d["tokens"]) for d in summary["data"]] == [
+    assert [(name, d["documents"], d["sequences"], d["tokens"]) for name, d in summary["data"].items()] == [
         ("prose", 1, sequences[0], len(prose)),
         ("code", 3, sequences[1], len(code)),
     ]
@@ -336,7 +336,7 @@ def test_tokens_bounds_each_domain(checkpoints, standard, runs, tmp_path):
     second = whole["sequence_offsets"][np.argmax(whole["domain_ids"] == 1)]
     expected = [*whole["token_ids"][:100], *whole["token_ids"][second : second + 100]]
     assert trace["token_ids"].tolist() == expected
-    assert [entry["tokens"] for entry in output.summary["data"]] == [100, 100]
+    assert [entry["tokens"] for entry in output.summary["data"].values()] == [100, 100]
     assert (output.of("tokens").sum(1) == 200 * 3).all()
 
 
@@ -380,7 +380,7 @@ def test_skip_special_leaves_special_tokens_out_of_the_counts_only(checkpoints, 
         assert (output.of("tokens")[position] == expected).all()
     assert (output.layers.loc[output.layers["domain"] == "all", "tokens"] == counted_T.sum()).all()
     # The data is what was run, counted or not.
-    assert sum(entry["tokens"] for entry in output.summary["data"]) == len(counted_T)
+    assert sum(entry["tokens"] for entry in output.summary["data"].values()) == len(counted_T)
     assert output.summary["provenance"]["skip_special"] is True
 
 
@@ -402,7 +402,7 @@ def test_nothing_but_special_tokens_counts_nothing(checkpoints, tmp_path, moectl
 def test_the_trace_keeps_its_contract(checkpoints, runs, family):
     folder, trace = runs[family].folder, runs[family].trace
     n_layers, (_, n_experts, top_k) = len(checkpoints[family].moe_layers), checkpoints[family].moe_layers[0]
-    n_tokens = sum(entry["tokens"] for entry in runs[family].summary["data"])
+    n_tokens = sum(entry["tokens"] for entry in runs[family].summary["data"].values())
     shapes = {name: (str(array.dtype), array.shape) for name, array in trace.items()}
     n_sequences = len(trace["domain_ids"])
     assert shapes == {
@@ -453,9 +453,9 @@ def test_provenance_is_in_every_artefact(checkpoints, runs, family):
     assert all(item == found[0] for item in found)
     provenance = output.summary["provenance"]
     assert found[0].items() <= provenance.items()
-    wanted = ("moectl_version", "torch_version", "command", "model", "revision", "config_sha256", "data_sha256", "seed", "dtype", "device")
+    wanted = ("moectl_version", "torch_version", "command", "model", "revision", "config_sha256", "data_hash", "seed", "dtype", "device")
     assert set(wanted) <= found[0].keys()
-    assert found[0]["data_sha256"] == {entry["name"]: entry["sha256"] for entry in output.summary["data"]}
+    assert found[0]["data_hash"] == {name: entry["hash"] for name, entry in output.summary["data"].items()}
 
 
 def snapshot(root: Path) -> list[tuple[str, int]]:

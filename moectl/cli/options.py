@@ -63,7 +63,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="NAME=SOURCE",
-        help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text, .jsonl or .parquet, "
+        help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text or .jsonl, "
         "or .npy token ids. NAME= may be left out.",
         rich_help_panel=INPUT,
         show_default=False,
@@ -84,7 +84,7 @@ SeqLenOption = Annotated[
     typer.Option("--seq-len", metavar="N", parser=_count("--seq-len"), help="Cut sequences at N tokens.", rich_help_panel=INPUT),
 ]
 TextFieldOption = Annotated[
-    str, typer.Option("--text-field", metavar="KEY", help="Where .jsonl and .parquet rows keep their text.", rich_help_panel=INPUT)
+    str, typer.Option("--text-field", metavar="KEY", help="Where .jsonl rows keep their text.", rich_help_panel=INPUT)
 ]
 SkipSpecialOption = Annotated[
     bool, typer.Option("--skip-special", metavar="", help="Leave special tokens such as BOS out of the counts.", rich_help_panel=INPUT)

@@ -28,9 +28,9 @@ from moectl.routing.options import RouteStatsOptions
 
 EXAMPLES = """Examples:
 
-moectl route-stats ./olmoe --data wikipedia.txt --tokens 100k
-moectl route-stats ./olmoe --data code=src/ --data prose=books/ --output stats
-moectl route-stats ./olmoe --data wikipedia.txt --format csv > layers.csv"""
+moectl route-stats ./mixtral --data wikipedia.txt --tokens 100k
+moectl route-stats ./mixtral --data code=src/ --data prose=books/ --output stats
+moectl route-stats ./mixtral --data wikipedia.txt --format csv > layers.csv"""
 
 
 def route_stats(

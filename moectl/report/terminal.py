@@ -9,7 +9,7 @@ carries a `!`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def _headline(stats: RouteStats) -> Text:
         f"{model['top_k']} per token{f' + {shared} shared' if shared else ''}\n",
         style="not bold default",
     )
-    tokens, sequences = sum(row["tokens"] for row in data), sum(row["sequences"] for row in data)
+    tokens, sequences = sum(row["tokens"] for row in data.values()), sum(row["sequences"] for row in data.values())
     text.append(f"{_count(tokens, 'token')} in {_count(sequences, 'sequence')}: {_sources(data)}\n", style="not bold default")
     provenance = stats.summary["provenance"]
     speed = (
@@ -108,11 +108,12 @@ def _headline(stats: RouteStats) -> Text:
     return text.append(speed, style="dim not bold")
 
 
-def _sources(data: Sequence[dict[str, Any]]) -> str:
-    alike = len(data) > 1 and len({row["tokens"] for row in data}) == 1
-    shown = ", ".join(row["name"] if alike or len(data) == 1 else f"{row['name']} {row['tokens']:,}" for row in data[:_MOST_DOMAINS])
-    rest = f" and {len(data) - _MOST_DOMAINS} more" if len(data) > _MOST_DOMAINS else ""
-    return shown + rest + (f", {data[0]['tokens']:,} each" if alike else "")
+def _sources(data: Mapping[str, Mapping[str, Any]]) -> str:
+    tokens = {name: row["tokens"] for name, row in data.items()}
+    alike = len(tokens) > 1 and len(set(tokens.values())) == 1
+    shown = ", ".join(name if alike or len(tokens) == 1 else f"{name} {count:,}" for name, count in list(tokens.items())[:_MOST_DOMAINS])
+    rest = f" and {len(tokens) - _MOST_DOMAINS} more" if len(tokens) > _MOST_DOMAINS else ""
+    return shown + rest + (f", {next(iter(tokens.values())):,} each" if alike else "")
 
 
 def _findings(stats: RouteStats) -> Table:

@@ -62,7 +62,7 @@ class Job:
             revision=location.revision,
             config=self.checkpoint.config,
             settings={
-                "data_sha256": {domain.name: domain.sha256 for domain in self.domains},
+                "data_hash": {domain.name: domain.sha256 for domain in self.domains},
                 "dtype": dtype_name(self.dtype),
                 "device": self.device.type,
                 "batch_tokens": options.batch_tokens,
@@ -95,16 +95,15 @@ class Job:
                 },
             ),
             "model": describe_model(self.checkpoint),
-            "data": [
-                {
-                    "name": domain.name,
+            "data": {
+                domain.name: {
                     "documents": domain.n_documents,
                     "sequences": domain.n_sequences,
                     "tokens": domain.n_tokens,
-                    "sha256": domain.sha256,
+                    "hash": domain.sha256,
                 }
                 for domain in self.domains
-            ],
+            },
             "layers": layer_records(layers),
             "overall": overall(layers),
             "throughput": {

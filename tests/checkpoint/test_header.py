@@ -208,7 +208,12 @@ def agree_or_refuse(path: Path) -> None:
             assert (part.get_dtype(), tuple(part.get_shape())) == (info.dtype, info.shape)
 
 
-FUZZ = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# `make soak` sets MOECTL_SOAK.
+FUZZ = settings(
+    max_examples=20_000 if os.environ.get("MOECTL_SOAK") else 300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 VALID = save(
     {
         "a": torch.arange(6).reshape(2, 3),
@@ -220,18 +225,21 @@ VALID = save(
 )
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(content=st.binary(max_size=200))
 def test_fuzz_random_bytes(tmp_path, content):
     agree_or_refuse(write(tmp_path, content))
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(text=st.binary(max_size=100), data=st.binary(max_size=20))
 def test_fuzz_random_header(tmp_path, text, data):
     agree_or_refuse(write(tmp_path, file_bytes(text, data)))
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(
     edits=st.lists(
@@ -257,12 +265,14 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(header=st.dictionaries(st.text(max_size=3) | st.just("__metadata__"), ENTRY | NUMBER, max_size=3), size=st.integers(0, 20))
 def test_fuzz_structures(tmp_path, header, size):
     agree_or_refuse(write(tmp_path, file_bytes(header, bytes(size))))
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(
     sizes=st.lists(st.integers(0, 4), max_size=4),

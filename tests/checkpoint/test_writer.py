@@ -241,7 +241,7 @@ def test_short_writes_are_continued(tmp_path, monkeypatch, tensors):
     assert torch.equal(read_back(tmp_path)["norm"], tensors["norm"])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(
         st.tuples(st.sampled_from(["F32", "BF16", "U8", "I64"]), st.lists(st.integers(0, 4), max_size=3)), min_size=1, max_size=8

@@ -150,3 +150,17 @@ def test_gradients_match_the_oracle(case: str, tmp_path: Path) -> None:
             assert torch.allclose(last.experts.down[e].grad, stacked.grad[e], rtol=1e-4, atol=1e-7)
     if "correction_bias" in resident.weights:
         assert resident.weights["correction_bias"].grad is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_equals_cpu(case: str, tmp_path: Path) -> None:
+    family, keys = CASES[case]
+    folder = save(make_oracle(family, keys), tmp_path, hub_style=True)
+    here, there = load_model(folder), load_model(folder, device="cuda")
+    logits, routings = routed(here, IDS)
+    on_device, device_routings = routed(there, IDS)
+    assert ((on_device.cpu() - logits).norm() / logits.norm()).item() <= 1e-4
+    for layer, routing in device_routings.items():
+        assert torch.equal(routing.expert_ids_TK.cpu().sort(-1).values, routings[layer].expert_ids_TK.sort(-1).values)

@@ -63,7 +63,7 @@ def make_stats(
         "provenance": {"dtype": "float32", "device": "cpu"},
         "model": {"name": "tiny-moe", "model_type": "mixtral", "layers": n_layers + 1, "moe_layers": list(moe_layers),
                   "experts": n_experts, "top_k": top_k, "routing": "softmax", "shared_experts": 0},
-        "data": [{"name": name, "documents": 3, "sequences": 5, "tokens": per_domain, "sha256": "0" * 64} for name in domains],
+        "data": {name: {"documents": 3, "sequences": 5, "tokens": per_domain, "hash": "0" * 64} for name in domains},
         "layers": layer_records(layer_table), "overall": overall(layer_table),
         "throughput": {"tokens_per_s": 812.3, "read_gb": 13.8, "peak_rss_gb": 3.9, "seconds": 42.0, "forward_seconds": 30.0},
     }  # fmt: skip
