@@ -55,7 +55,6 @@ class Counters:
         self.n_domains = n_domains
         self.domain_N: IntArray = np.array([batch.domain for batch in batches], dtype=np.int64)
         self._position = {info.layer: position for position, info in enumerate(self.layers)}
-        self._full_sequences_N = _largest_of_domain(self.domain_N, [batch.ids_BS.shape[1] for batch in batches])
         self._full_batch_N = _largest_of_domain(self.domain_N, [batch.ids_BS.size for batch in batches])
 
         D, L, N = n_domains, len(self.layers), len(batches)
@@ -122,10 +121,9 @@ class Counters:
         self.any_overlap_DL[domain, position] += any_overlap
         self.overlap_DL[domain, position] += overlap
 
-        if self._full_sequences_N[batch.index]:
-            vio, n = _max_vio_sum(counts_BE)
-            self.sequence_vio_NL[batch.index, position] += vio
-            self.sequences_NL[batch.index, position] += n
+        vio, n = _max_vio_sum(counts_BE)
+        self.sequence_vio_NL[batch.index, position] += vio
+        self.sequences_NL[batch.index, position] += n
         if self._full_batch_N[batch.index]:
             vio, n = _max_vio_sum(counts_E[None])
             self.batch_vio_NL[batch.index, position] += vio
@@ -139,14 +137,11 @@ class Counters:
         return counts_LEE
 
     def max_vio_sequence_DL(self) -> FloatArray:
-        """[D + 1, L] mean MaxVio of one sequence; row 0 is all domains. NaN where no sequence ran an expert.
-
-        Only sequences of the domain's full length enter, those of the longest kind it has: MaxVio of a short tail is mostly noise.
-        """
+        """[D + 1, L] mean MaxVio of one sequence, tails included; row 0 is all domains. NaN where no sequence ran an expert."""
         return self._mean_by_domain(self.sequence_vio_NL, self.sequences_NL)
 
     def max_vio_batch_DL(self) -> FloatArray:
-        """[D + 1, L] mean MaxVio of one micro-batch, as above: only those with as many tokens as the domain's largest."""
+        """[D + 1, L] mean MaxVio of one micro-batch. Only those with as many tokens as the domain's largest are windows of B tokens."""
         return self._mean_by_domain(self.batch_vio_NL, self.batches_NL)
 
     def _mean_by_domain(self, sums_NL: FloatArray, n_NL: IntArray) -> FloatArray:

@@ -143,15 +143,15 @@ def test_a_token_that_ran_nothing_repeats_nothing(batches_of):
     assert np.isnan(counters.max_vio_sequence_DL()).all()
 
 
-def test_max_vio_takes_full_sequences_and_full_batches_only(batches_of):
+def test_max_vio_takes_every_sequence_and_full_batches_only(batches_of):
     batches = batches_of([(0, 2, 4), (0, 1, 4), (0, 1, 2), (1, 1, 2)])
     counters = Counters([MoELayerInfo(0, 2, 1)], 2, batches)
     zeros = torch.zeros(8, 1, dtype=torch.int64)
     rows = [[[0], [0], [0], [1], [0], [0], [1], [1]], zeros[:4].tolist(), zeros[:2].tolist(), zeros[:2].tolist()]
     for batch, ids in zip(batches, rows, strict=True):
         counters.record(_event(batch, ids, torch.ones(len(ids), 1).tolist()))
-    # Domain 0: sequences of 4 tokens have loads 3:1, 2:2, 4:0, that is 0.5, 0 and 1; the only full micro-batch 5:3.
-    assert counters.max_vio_sequence_DL()[:, 0].tolist() == [(0.5 + 0 + 1 + 1) / 4, 0.5, 1.0]
+    # Domain 0: its sequences have loads 3:1, 2:2, 4:0 and, the tail, 2:0, that is 0.5, 0, 1 and 1; its only full micro-batch 5:3.
+    assert counters.max_vio_sequence_DL()[:, 0].tolist() == [(0.5 + 0 + 1 + 1 + 1) / 5, 0.625, 1.0]
     assert counters.max_vio_batch_DL()[:, 0].tolist() == [(0.25 + 1) / 2, 0.25, 1.0]
 
 
