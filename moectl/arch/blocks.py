@@ -80,11 +80,10 @@ def expert_tensors(
     )
 
 
-def grouped_query_attention_sizes(config: Config) -> tuple[int, int, int]:
-    """Heads, key-value heads and head size, with the usual defaults. Raises ModelError if the heads do not divide."""
-    n_heads = config.integer("num_attention_heads")
-    n_kv_heads = config.integer("num_key_value_heads", default=n_heads)
-    hidden = config.integer("hidden_size")
+def grouped_query_attention_sizes(config: Config, *, hidden: int, kv_heads: int | None = None) -> tuple[int, int, int]:
+    """Heads, key-value heads (`kv_heads` if the key is absent) and head size. Raises ModelError if the heads do not divide."""
+    n_heads = config.integer("num_attention_heads", default=32)
+    n_kv_heads = config.optional_integer("num_key_value_heads", default=kv_heads) or n_heads
     if not config.has("head_dim") and hidden % n_heads:
         raise config.mismatch("hidden_size", hidden, f"a multiple of num_attention_heads = {n_heads} (or give head_dim)")
     head_dim = config.integer("head_dim", default=hidden // n_heads)
@@ -95,9 +94,10 @@ def grouped_query_attention_sizes(config: Config) -> tuple[int, int, int]:
     return n_heads, n_kv_heads, head_dim
 
 
-def decoder(config: Config, *, layers: list[Layer], eps: float, max_positions: int, n_mtp_layers: int = 0) -> ModelSpec:
+def decoder(
+    config: Config, *, vocab: int, hidden: int, layers: list[Layer], eps: float, max_positions: int, n_mtp_layers: int = 0
+) -> ModelSpec:
     """The frame around the layers: embedding, final norm, head."""
-    vocab, hidden = config.integer("vocab_size"), config.integer("hidden_size")
     tied = config.boolean("tie_word_embeddings", default=False)
     embed = TensorRef(name="model.embed_tokens.weight", shape=(vocab, hidden))
     head = embed if tied else TensorRef(name="lm_head.weight", shape=(vocab, hidden))

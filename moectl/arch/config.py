@@ -4,7 +4,7 @@
     config.integer("hidden_size")            # 64
     config.integer("head_dim", default=16)   # 16
 
-Null counts as missing, as it does for the Hub's own readers.
+Null counts as missing, but for keys that null switches off (`optional_integer`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class Config:
     def has(self, key: str) -> bool:
         """Whether `key` is present and not null."""
         return self.values.get(key) is not None
+
+    def optional_integer(self, key: str, *, default: int | None = None) -> int | None:
+        """An integer that may be switched off: null is None, and an absent key is the default."""
+        return self.integer(key) if self.has(key) else None if key in self.values else default
 
     def first(self, *keys: str) -> str:
         """The first of several aliases that is present, else the first one."""

@@ -19,7 +19,7 @@ _LORA_NORM_EPS = 1e-6
 
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
     """ModelSpec of a DeepSeek-V3 checkpoint. Raises ModelError."""
-    hidden = config.integer("hidden_size")
+    hidden = config.integer("hidden_size", default=7168)
     dense_width = config.integer("intermediate_size", default=18432)
     expert_width = config.integer("moe_intermediate_size", default=2048)
     max_positions = config.integer("max_position_embeddings", default=4096)
@@ -31,7 +31,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
     first_moe = config.integer("first_k_dense_replace", default=3, minimum=0)
     bias = config.boolean("attention_bias", default=False)
     layers = []
-    for i in range(config.integer("num_hidden_layers")):
+    for i in range(config.integer("num_hidden_layers", default=61)):
         prefix = f"model.layers.{i}"
         tensors = {
             **blocks.layer_norms(prefix, hidden),
@@ -66,7 +66,8 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
                 tensors |= blocks.ffn_tensors(f"{prefix}.mlp.shared_experts", hidden, ffn.shared_width, slot_prefix="shared_")
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
     n_mtp = config.integer(config.first("num_nextn_predict_layers", "num_mtp_layers"), default=0, minimum=0)
-    return blocks.decoder(config, layers=layers, eps=eps, max_positions=max_positions, n_mtp_layers=n_mtp)
+    vocab = config.integer("vocab_size", default=129280)
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions, n_mtp_layers=n_mtp)
 
 
 def latent_attention(config: Config, *, max_positions: int) -> LatentAttention:
@@ -79,8 +80,8 @@ def latent_attention(config: Config, *, max_positions: int) -> LatentAttention:
         config, dim=rotary, default_theta=10_000.0, max_positions=max_positions, layout="interleaved" if interleaved else "half"
     )
     return LatentAttention(
-        n_heads=config.integer("num_attention_heads"),
-        q_lora_rank=config.integer("q_lora_rank") if config.has("q_lora_rank") else None,
+        n_heads=config.integer("num_attention_heads", default=128),
+        q_lora_rank=config.optional_integer("q_lora_rank", default=1536),
         kv_lora_rank=config.integer("kv_lora_rank", default=512),
         nope_dim=nope,
         value_dim=config.integer("v_head_dim", default=128),

@@ -12,8 +12,8 @@ from moectl.arch.spec import DenseFFN, GroupedQueryAttention, Layer, ModelSpec, 
 
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
     """ModelSpec of a llama checkpoint. Raises ModelError."""
-    hidden, width = config.integer("hidden_size"), config.integer("intermediate_size")
-    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config)
+    hidden, width = config.integer("hidden_size", default=4096), config.integer("intermediate_size", default=11008)
+    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config, hidden=hidden)
     max_positions = config.integer("max_position_embeddings", default=2048)
     eps = config.positive("rms_norm_eps", default=1e-6)
     bias = config.boolean("attention_bias", default=False)
@@ -26,7 +26,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
     )
     ffn = DenseFFN(width=width, act=config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu"))
     layers = []
-    for i in range(config.integer("num_hidden_layers")):
+    for i in range(config.integer("num_hidden_layers", default=32)):
         prefix = f"model.layers.{i}"
         tensors = {
             **blocks.layer_norms(prefix, hidden),
@@ -34,4 +34,5 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
             **blocks.ffn_tensors(f"{prefix}.mlp", hidden, width, bias=config.boolean("mlp_bias", default=False)),
         }
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
-    return blocks.decoder(config, layers=layers, eps=eps, max_positions=max_positions)
+    vocab = config.integer("vocab_size", default=32000)
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions)

@@ -12,8 +12,8 @@ from moectl.arch.spec import GroupedQueryAttention, Layer, ModelSpec, MoE, Norm,
 
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
     """ModelSpec of a Mixtral checkpoint. Raises ModelError."""
-    hidden, width = config.integer("hidden_size"), config.integer("intermediate_size")
-    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config)
+    hidden, width = config.integer("hidden_size", default=4096), config.integer("intermediate_size", default=14336)
+    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config, hidden=hidden, kv_heads=8)
     max_positions = config.integer("max_position_embeddings", default=4096 * 32)
     eps = config.positive("rms_norm_eps", default=1e-5)
     attention = GroupedQueryAttention(
@@ -22,7 +22,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rope=parse_rope(config, dim=head_dim, default_theta=1_000_000.0, max_positions=max_positions),
-        window=config.integer("sliding_window") if config.has("sliding_window") else None,
+        window=config.optional_integer("sliding_window"),
     )
     router = Router(
         n_experts=config.integer(config.first("num_local_experts", "num_experts"), default=8),
@@ -34,7 +34,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
     )
     act = config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu")
     layers = []
-    for i in range(config.integer("num_hidden_layers")):
+    for i in range(config.integer("num_hidden_layers", default=32)):
         prefix = f"model.layers.{i}"
         # Hub files say `block_sparse_moe`; the in-memory layout of newer transformers says `mlp`.
         block = f"{prefix}.mlp" if f"{prefix}.mlp.gate.weight" in present else f"{prefix}.block_sparse_moe"
@@ -46,4 +46,5 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         }
         ffn = MoE(router=router, expert_width=width, act=act, experts=experts)
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
-    return blocks.decoder(config, layers=layers, eps=eps, max_positions=max_positions)
+    vocab = config.integer("vocab_size", default=32000)
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions)

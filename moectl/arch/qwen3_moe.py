@@ -12,10 +12,10 @@ from moectl.arch.spec import DenseFFN, GroupedQueryAttention, Layer, ModelSpec, 
 
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
     """ModelSpec of a Qwen3-MoE checkpoint. Raises ModelError."""
-    hidden = config.integer("hidden_size")
+    hidden = config.integer("hidden_size", default=2048)
     dense_width = config.integer("intermediate_size", default=6144)
     expert_width = config.integer("moe_intermediate_size", default=768)
-    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config)
+    n_heads, n_kv_heads, head_dim = blocks.grouped_query_attention_sizes(config, hidden=hidden, kv_heads=4)
     max_positions = config.integer("max_position_embeddings", default=32768)
     eps = config.positive("rms_norm_eps", default=1e-6)
     bias = config.boolean("attention_bias", default=False)
@@ -27,7 +27,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rope=parse_rope(config, dim=head_dim, default_theta=10_000.0, max_positions=max_positions),
-        window=config.integer("sliding_window", default=4096) if slides else None,
+        window=config.optional_integer("sliding_window", default=4096) if slides else None,
         qk_norm=Norm(eps=eps),
     )
     router = Router(
@@ -41,7 +41,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
     act = config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu")
     step, dense_layers = config.integer("decoder_sparse_step", default=1), set(config.integers("mlp_only_layers"))
     layers = []
-    for i in range(config.integer("num_hidden_layers")):
+    for i in range(config.integer("num_hidden_layers", default=24)):
         prefix = f"model.layers.{i}"
         tensors = {
             **blocks.layer_norms(prefix, hidden),
@@ -63,4 +63,5 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
             ffn = MoE(router=router, expert_width=expert_width, act=act, experts=experts)
             tensors |= blocks.linear("router", f"{prefix}.mlp.gate", router.n_experts, hidden)
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
-    return blocks.decoder(config, layers=layers, eps=eps, max_positions=max_positions)
+    vocab = config.integer("vocab_size", default=151936)
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions)

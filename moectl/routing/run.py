@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from moectl import provenance
@@ -50,7 +51,6 @@ class Job:
     dtype: torch.dtype
     device: torch.device
     plan: Plan
-    started: float
 
     @property
     def stable_provenance(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Job:
             "throughput": {
                 "tokens_per_s": round(self.plan.tokens / seconds, 3),
                 "forward_seconds": round(seconds, 3),
-                "seconds": round(time.perf_counter() - self.started, 3),
+                "seconds": round(time.time() - psutil.Process().create_time(), 3),
                 "read_gb": round(self.checkpoint.reader.bytes_read / 1e9, 6),
                 "peak_rss_gb": round(peak_rss_bytes() / 1e9, 3),
                 "planned_peak_gb": round(self.plan.peak_bytes / 1e9, 3),
@@ -151,7 +151,6 @@ def prepare(options: RouteStatsOptions) -> Iterator[Job]:
 
     Raises UsageError, ModelError, DataError, ResourceError.
     """
-    started = time.perf_counter()
     set_threads(options.threads)
     device = choose_device(options.device)
     with open_checkpoint(options.model) as checkpoint:
@@ -177,7 +176,6 @@ def prepare(options: RouteStatsOptions) -> Iterator[Job]:
             dtype=dtype,
             device=device,
             plan=plan,
-            started=started,
         )
 
 

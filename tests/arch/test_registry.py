@@ -73,6 +73,42 @@ def test_qwen3_moe_aliases_and_defaults(n_experts_key: str) -> None:
     assert (ffn.router.n_experts, ffn.router.renormalize, attention.head_dim, attention.window) == (12, False, 64, None)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_bare_model_type_is_the_configuration_class_of_the_oracle(family: str) -> None:
+    """Every key absent: sizes must be those of the defaults that transformers declares."""
+    from transformers import AutoConfig
+
+    oracle, spec = AutoConfig.for_model(family), build_spec({"model_type": family})
+    layer = spec.layers[-1]
+    assert (spec.vocab_size, spec.hidden_size, len(spec.layers)) == (oracle.vocab_size, oracle.hidden_size, oracle.num_hidden_layers)
+    assert (layer.attention.n_heads, spec.norm.eps, spec.tied) == (
+        oracle.num_attention_heads,
+        oracle.rms_norm_eps,
+        oracle.tie_word_embeddings,
+    )
+    if isinstance(layer.attention, GroupedQueryAttention):
+        head_dim = getattr(oracle, "head_dim", None) or oracle.hidden_size // oracle.num_attention_heads
+        assert (layer.attention.n_kv_heads, layer.attention.head_dim) == (oracle.num_key_value_heads, head_dim)
+        assert (layer.attention.rope.theta, layer.attention.window) == (oracle.rope_parameters["rope_theta"], None)
+    else:
+        assert (layer.attention.q_lora_rank, layer.attention.kv_lora_rank) == (oracle.q_lora_rank, oracle.kv_lora_rank)
+        assert (layer.attention.nope_dim, layer.attention.value_dim) == (oracle.qk_nope_head_dim, oracle.v_head_dim)
+    if isinstance(layer.ffn, MoE):
+        router = layer.ffn.router
+        assert (router.n_experts, router.top_k) == (oracle.num_local_experts, oracle.num_experts_per_tok)
+        assert layer.ffn.expert_width == getattr(oracle, "moe_intermediate_size", oracle.intermediate_size)
+        assert router.renormalize == getattr(oracle, "norm_topk_prob", True)
+    else:
+        assert layer.ffn.width == oracle.intermediate_size
+
+
+def test_null_switches_off_where_absence_means_the_default() -> None:
+    for value, rank in ((None, None), (7, 7)):
+        attention = build_spec({**DEEPSEEK_V3, "q_lora_rank": value}).layers[0].attention
+        assert isinstance(attention, LatentAttention)
+        assert attention.q_lora_rank == rank
+
+
 def test_missing_mixtral_keys_take_the_family_defaults() -> None:
     spec = build_spec(MIXTRAL)
     attention = spec.layers[0].attention
@@ -85,7 +121,6 @@ def test_missing_mixtral_keys_take_the_family_defaults() -> None:
     [
         ({"model_type": "gpt_neox"}, "model_type `gpt_neox` is not supported"),
         ({"model_type": None}, "`model_type` is missing"),
-        ({"hidden_size": None}, "`hidden_size` is missing"),
         ({"hidden_size": "24"}, "`hidden_size` is '24', not an integer"),
         ({"hidden_size": True}, "`hidden_size` is True, not an integer"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers` is 0, not an integer of at least 1"),
