@@ -61,7 +61,13 @@ def ffn_tensors(prefix: str, hidden: int, width: int, *, slot_prefix: str = "", 
 
 
 def expert_tensors(
-    prefix: str, n_experts: int, hidden: int, width: int, *, names: tuple[str, str, str], present: Collection[str]
+    prefix: str,
+    *,
+    n_experts: int,
+    hidden: int,
+    width: int,
+    present: Collection[str],
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> ExpertTensors:
     """Experts under `prefix.{e}` with the given gate, up and down names, or stacked under `prefix` if `present` says so."""
     if f"{prefix}.gate_up_proj" in present:

@@ -38,7 +38,9 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         prefix = f"model.layers.{i}"
         # Hub files say `block_sparse_moe`; the in-memory layout of newer transformers says `mlp`.
         block = f"{prefix}.mlp" if f"{prefix}.mlp.gate.weight" in present else f"{prefix}.block_sparse_moe"
-        experts = blocks.expert_tensors(f"{block}.experts", router.n_experts, hidden, width, names=("w1", "w3", "w2"), present=present)
+        experts = blocks.expert_tensors(
+            f"{block}.experts", n_experts=router.n_experts, hidden=hidden, width=width, names=("w1", "w3", "w2"), present=present
+        )
         tensors = {
             **blocks.layer_norms(prefix, hidden),
             **blocks.attention_tensors(f"{prefix}.self_attn", hidden, attention),

@@ -53,12 +53,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
             tensors |= blocks.ffn_tensors(f"{prefix}.mlp", hidden, dense_width)
         else:
             experts = blocks.expert_tensors(
-                f"{prefix}.mlp.experts",
-                router.n_experts,
-                hidden,
-                expert_width,
-                names=("gate_proj", "up_proj", "down_proj"),
-                present=present,
+                f"{prefix}.mlp.experts", n_experts=router.n_experts, hidden=hidden, width=expert_width, present=present
             )
             ffn = MoE(router=router, expert_width=expert_width, act=act, experts=experts)
             tensors |= blocks.linear("router", f"{prefix}.mlp.gate", router.n_experts, hidden)
