@@ -29,9 +29,12 @@ from moectl.model.weights import ResidentExperts, WeightReader
 OnRouting = Callable[[int, int, Routing], None]
 """Called with the position of the micro-batch, the layer's index and what its router decided."""
 
-_tables: Callable[[Rope, int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = lru_cache(maxsize=16)(
-    lambda rope, n, dtype, device: rope_tables(rope, n, dtype=dtype, device=device)
-)
+
+@lru_cache(maxsize=16)
+def _tables(rope: Rope, n_positions: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept for runs of either kind, and a tensor made in inference mode could never take part in training.
+    with torch.inference_mode(False):
+        return rope_tables(rope, n_positions, dtype=dtype, device=device)
 
 
 def run_layer(

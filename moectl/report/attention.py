@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moectl.report.rows import ENOUGH_TOKENS, even_share, overall_experts, overall_rows
+from moectl.report.rows import ENOUGH_TOKENS, even_share, overall_experts, overall_rows, typical
 
 if TYPE_CHECKING:
     from moectl.routing.result import RouteStats
@@ -34,7 +34,7 @@ def attention(stats: RouteStats) -> list[Attention]:
     rows = overall_rows(stats)
     experts = overall_experts(stats)
     supported = even_share(stats) >= ENOUGH_TOKENS
-    typical = float(rows["max_vio"].median())
+    middle = typical(rows["max_vio"])
     found: list[tuple[tuple[float, float], Attention]] = []
     for layer, row in rows.iterrows():
         loads = experts[experts["layer"] == layer].sort_values(["relative_load", "expert"])
@@ -43,7 +43,7 @@ def attention(stats: RouteStats) -> list[Attention]:
         reasons = []
         if dead:
             reasons.append(f"{_experts(loads['expert'].iloc[:dead].tolist(), n_experts)} never ran")
-        if beyond_chance and row["max_vio"] > max(_UNEVEN, _STANDS_OUT * typical):
+        if beyond_chance and row["max_vio"] > max(_UNEVEN, _STANDS_OUT * middle):
             reasons.append(f"expert {loads['expert'].iloc[-1]} runs {1 + row['max_vio']:.1f}x its even share")
         if beyond_chance and row["effective_experts"] < n_experts / 2:
             reasons.append(f"the load spreads like {row['effective_experts']:.1f} of {n_experts} experts")

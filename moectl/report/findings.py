@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moectl.report.domains import domain_difference
-from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, layer_of_largest, overall_rows
+from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, layer_of_largest, overall_rows, typical
 from moectl.routing.metrics.coactivation import Pair, strongest_pair
 
 if TYPE_CHECKING:
@@ -60,27 +60,27 @@ def findings(stats: RouteStats) -> list[Finding]:
 
 def _balance(rows: pd.DataFrame) -> str:
     vio, floor = rows["max_vio"], rows["max_vio_noise_floor"]
-    typical, chance = float(vio.median()), float(floor.median())
+    middle, chance = typical(vio), typical(floor)
     within_chance = bool((vio <= _CHANCE_FACTOR * floor).all())
     if within_chance and chance > _NEARLY_EVEN:
         verdict = "Not to be told from even on so small a sample"
     elif within_chance:
         verdict = "As even as chance allows"
-    elif typical <= _NEARLY_EVEN:
+    elif middle <= _NEARLY_EVEN:
         verdict = "Nearly even"
-    elif typical <= _VERY_UNEVEN:
+    elif middle <= _VERY_UNEVEN:
         verdict = "Uneven"
     else:
         verdict = "Very uneven"
     where = " of a typical layer" if len(rows) > 1 else ""
-    text = f"{verdict}: the busiest expert{where} runs {1 + typical:.2f}x its even share, MaxVio {typical:.2f}"
+    text = f"{verdict}: the busiest expert{where} runs {1 + middle:.2f}x its even share, MaxVio {middle:.2f}"
     if f"{vio.min():.2f}" != f"{vio.max():.2f}":
         text += f" (from {vio.min():.2f} in layer {vio.idxmin()} to {vio.max():.2f} in layer {vio.idxmax()})"
     if not math.isnan(chance):
         text += f". Chance alone would give about {chance:.2f}"
     if within_chance:
         return f"{text}."
-    return f"{text}. The load spreads like {rows['effective_experts'].median():.1f} evenly used experts of {rows['n_experts'].max()}."
+    return f"{text}. The load spreads like {typical(rows['effective_experts']):.1f} evenly used experts of {rows['n_experts'].max()}."
 
 
 def _dead(rows: pd.DataFrame, stats: RouteStats) -> str:
@@ -104,12 +104,12 @@ def _domains(stats: RouteStats) -> str:
         return "One domain, so nothing to compare. Name several: `--data code=src/ --data prose=book.txt`."
     table = domain_difference(stats)
     difference, chance = table["difference"], table["chance"]
-    text = f"{_percent(difference.median())} of a domain's picks would have to move to spread like all text"
+    text = f"{_percent(typical(difference))} of a domain's picks would have to move to spread like all text"
     if len(table) > 1:
         text += f" in a typical layer, {_percent(difference.max())} in layer {layer_of_largest(difference)}"
     if bool((difference <= _CHANCE_FACTOR * chance).all()):
-        return f"Not to be told apart: {text}, and chance alone gives {_percent(chance.median())}."
-    return f"{text}; chance alone gives {_percent(chance.median())}."
+        return f"Not to be told apart: {text}, and chance alone gives {_percent(typical(chance))}."
+    return f"{text}; chance alone gives {_percent(typical(chance))}."
 
 
 def _neighbours(rows: pd.DataFrame) -> str:
@@ -119,10 +119,10 @@ def _neighbours(rows: pd.DataFrame) -> str:
         return ""
     excess = overlap - load
     text = (
-        f"A token shares {_percent(overlap.median())} of its experts with the next one; the load alone makes that "
-        f"{_percent(load.median())}, an even load {_percent(rows['next_token_overlap_uniform'].median())}"
+        f"A token shares {_percent(typical(overlap))} of its experts with the next one; the load alone makes that "
+        f"{_percent(typical(load))}, an even load {_percent(typical(rows['next_token_overlap_uniform']))}"
     )
-    if float(excess.median()) <= _SHARED_MORE:
+    if typical(excess) <= _SHARED_MORE:
         return f"{text}. So neighbours share no more than the load explains."
     if len(rows) == 1:
         return f"{text}."
@@ -152,7 +152,7 @@ def _pairs(rows: pd.DataFrame, stats: RouteStats) -> str:
 
 
 def _sample(rows: pd.DataFrame, stats: RouteStats) -> str:
-    share, floor = even_share(stats), float(rows["max_vio_noise_floor"].median())
+    share, floor = even_share(stats), typical(rows["max_vio_noise_floor"])
     text = f"An even share is {share:,.{1 if share < ENOUGH_TOKENS else 0}f} tokens per expert"
     return f"{text}." if math.isnan(floor) else f"{text}, so a MaxVio below {floor:.2f} is noise; four times the tokens halve that."
 

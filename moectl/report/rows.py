@@ -7,6 +7,7 @@ It judges nothing (see `findings.py` and `attention.py`).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -41,6 +42,12 @@ def domain_names(stats: RouteStats) -> list[str]:
 def even_share(stats: RouteStats) -> float:
     """Tokens an evenly used expert runs in the layer that has the fewest: T K / E."""
     return float(overall_experts(stats).groupby("layer")["tokens"].mean().min())
+
+
+def typical(values: pd.Series[float]) -> float:
+    """The median over the layers where a metric applies; NaN if there is none."""
+    known = values.dropna()
+    return float(known.median()) if len(known) else math.nan
 
 
 def layer_of_largest(values: pd.Series[float]) -> int:
