@@ -16,7 +16,7 @@ from moectl.plan import Plan, Progress, Silence
 from moectl.report.files import write_route_stats
 from moectl.routing.options import RouteStatsOptions
 from moectl.routing.result import RouteStats
-from moectl.routing.run import prepare
+from moectl.routing.run import Job, prepare
 from moectl.staging import check_output, staged_directory
 from moectl.units import format_bytes, format_seconds
 
@@ -90,18 +90,24 @@ def run_route_stats(options: RouteStatsOptions, *, progress: Progress) -> RouteS
     """`route_stats` with its options in one object. Raises as route_stats."""
     if options.output is None:
         with prepare(options) as job:
-            _say_plan(job.plan, progress)
+            _say_plan(job, progress)
             return job.run(progress)
     # Before the weights are read: a folder that is in the way should cost the user nothing.
     check_output(options.output, overwrite=options.overwrite)
     with prepare(options) as job, staged_directory(options.output, overwrite=options.overwrite) as folder:
-        _say_plan(job.plan, progress)
+        _say_plan(job, progress)
         stats = job.run(progress, trace_path=folder / "trace.safetensors" if options.trace else None)
         write_route_stats(stats, folder, provenance=job.stable_provenance)
     return stats
 
 
-def _say_plan(plan: Plan, progress: Progress) -> None:
+def _say_plan(job: Job, progress: Progress) -> None:
+    plan, longest = job.plan, max(batch.ids_BS.shape[1] for batch in job.batches)
+    if longest > job.checkpoint.spec.max_positions:
+        progress.notice(
+            f"warning: sequences of {longest:,} tokens are longer than the {job.checkpoint.spec.max_positions:,} positions this model is "
+            "made for; its routers may do there what they do nowhere else"
+        )
     progress.notice(f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})")
     progress.notice(
         f"{plan.tokens:,} tokens; {format_bytes(plan.read_bytes)} to read; at most {format_bytes(plan.peak_bytes)} of memory; "

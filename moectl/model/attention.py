@@ -17,8 +17,8 @@ from moectl.model.norm import rms_norm
 from moectl.model.rope import rotate
 
 Weights = Mapping[str, Tensor]
-# Scores written out at once where no fused kernel applies.
-_SCORE_BYTES = 64 * 2**20
+# Scores written out at once where no fused kernel applies: small enough for the cache, which is what makes it fast.
+_SCORE_BYTES = 4 * 2**20
 
 
 def project(x: Tensor, weights: Weights, slot: str) -> Tensor:
@@ -75,15 +75,35 @@ def _latent(spec: LatentAttention, x_BSH: Tensor, weights: Weights, tables: tupl
 
 def _causal(q_BNSD: Tensor, k_BMSD: Tensor, v_BMSV: Tensor, *, scale: float, window: int | None) -> Tensor:
     """softmax(q k^T scale) v over keys up to the query, and no further back than `window` (which counts the query's own token)."""
-    S = q_BNSD.shape[2]
-    grouped = q_BNSD.shape[1] != k_BMSD.shape[1]
-    if window is None or window >= S:
+    if window is None or window >= q_BNSD.shape[2]:
+        grouped = q_BNSD.shape[1] != k_BMSD.shape[1]
         return F.scaled_dot_product_attention(q_BNSD, k_BMSD, v_BMSV, is_causal=True, scale=scale, enable_gqa=grouped)
-    position = torch.arange(S, device=q_BNSD.device)
-    back_SS = position[:, None] - position[None, :]
-    return F.scaled_dot_product_attention(
-        q_BNSD, k_BMSD, v_BMSV, attn_mask=(back_SS >= 0) & (back_SS < window), scale=scale, enable_gqa=grouped
-    )
+    return _masked(q_BNSD, k_BMSD, v_BMSV, scale=scale, window=window)
+
+
+def _masked(q_BNSD: Tensor, k_BMSD: Tensor, v_BMSV: Tensor, *, scale: float, window: int) -> Tensor:
+    """The same with the mask written out, a block of queries at a time where all at once would be too large."""
+    S = q_BNSD.shape[2]
+    rows = max(1, _SCORE_BYTES // (4 * S))
+    grouped = q_BNSD.shape[1] != k_BMSD.shape[1]
+    position_S = torch.arange(S, device=q_BNSD.device)
+    out = []
+    for start in range(0, S, rows):
+        stop = min(S, start + rows)
+        # Keys that no query of the block sees are left out, but not where all fit: there the bits should be those of one call.
+        first = max(0, start - window + 1) if rows < S else 0
+        back = position_S[start:stop, None] - position_S[None, first:stop]
+        out.append(
+            F.scaled_dot_product_attention(
+                q_BNSD[:, :, start:stop],
+                k_BMSD[:, :, first:stop],
+                v_BMSV[:, :, first:stop],
+                attn_mask=(back >= 0) & (back < window),
+                scale=scale,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(out, dim=2)
 
 
 def _causal_narrow_values(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSV: Tensor, *, scale: float) -> Tensor:
@@ -91,7 +111,7 @@ def _causal_narrow_values(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSV: Tensor, *, sca
 
     torch's CPU kernel wants equal widths and else writes out all scores. In float32, padding the values gets the fused kernel, 4x faster
     and without S^2 memory. In bfloat16 the two round differently, which changes selected experts at near ties; there the written-out form
-    is kept, because the reference implementations take it, a few heads at a time so that memory stays bounded.
+    is kept, because the reference implementations take it, but only some heads, or some queries of one head, at a time.
     """
     value_dim = v_BNSV.shape[-1]
     if q_BNSD.is_cuda or q_BNSD.shape[-1] <= value_dim:
@@ -100,14 +120,15 @@ def _causal_narrow_values(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSV: Tensor, *, sca
         padded_BNSD = F.pad(v_BNSV, (0, q_BNSD.shape[-1] - value_dim))
         return _causal(q_BNSD, k_BNSD, padded_BNSD, scale=scale, window=None)[..., :value_dim]
     n_heads, S = q_BNSD.shape[1:3]
-    heads = max(1, min(n_heads, _SCORE_BYTES // (4 * S * S)))
-    return torch.cat(
-        [
-            torch.cat([_causal(*(x[b : b + 1, n : n + heads] for x in (q_BNSD, k_BNSD, v_BNSV)), scale=scale, window=None)
-                       for n in range(0, n_heads, heads)], dim=1)
-            for b in range(q_BNSD.shape[0])
-        ]
-    )  # fmt: skip
+    heads = _SCORE_BYTES // (4 * S * S)
+
+    def some(b: int, n: int) -> Tensor:
+        q_11SD, k_11SD, v_11SV = (x[b : b + 1, n : n + max(1, heads)] for x in (q_BNSD, k_BNSD, v_BNSV))
+        if heads:
+            return _causal(q_11SD, k_11SD, v_11SV, scale=scale, window=None)
+        return _masked(q_11SD, k_11SD, v_11SV, scale=scale, window=S)
+
+    return torch.cat([torch.cat([some(b, n) for n in range(0, n_heads, max(1, heads))], dim=1) for b in range(q_BNSD.shape[0])])
 
 
 def causal_reference(q_BNSD: Tensor, k_BMSD: Tensor, v_BMSV: Tensor, *, scale: float, window: int | None) -> Tensor:

@@ -101,8 +101,10 @@ def test_router_equals_the_obvious_loop(seed: int, score: str, groups: tuple[int
     assert torch.equal(got.logits_TE, x_TH @ weights["router"].T)
 
 
+@pytest.mark.parametrize("score_bytes", [2**20, 4 * 11 * 4, 1], ids=["at once", "in blocks", "query by query"])
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
-def test_attention_equals_the_obvious_loop(window: int | None) -> None:
+def test_attention_equals_the_obvious_loop(window: int | None, score_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_SCORE_BYTES", score_bytes)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 11, 6, generator=g) for n in (6, 2, 2))
     got = attention._causal(q, k, v, scale=0.3, window=window)
@@ -111,7 +113,7 @@ def test_attention_equals_the_obvious_loop(window: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrow_values(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole or a few heads at a time, the same bits."""
+    """Whole or a few heads at a time, the same bits; a few queries of a head at a time, the same to rounding."""
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 5, 9, d, generator=g).to(dtype) for d in (8, 8, 6))
     whole = attention._causal_narrow_values(q, k, v, scale=0.3)
@@ -119,6 +121,8 @@ def test_narrow_values(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(whole, attention.causal_reference(q, k, v, scale=0.3, window=None), rtol=tolerance, atol=tolerance)
     monkeypatch.setattr(attention, "_SCORE_BYTES", 2 * 4 * 9 * 9)
     assert torch.equal(attention._causal_narrow_values(q, k, v, scale=0.3), whole)
+    monkeypatch.setattr(attention, "_SCORE_BYTES", 4 * 4 * 9)
+    torch.testing.assert_close(attention._causal_narrow_values(q, k, v, scale=0.3), whole, rtol=tolerance, atol=tolerance)
 
 
 def test_rms_norm_rounds_before_the_weight() -> None:
