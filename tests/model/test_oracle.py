@@ -56,7 +56,7 @@ def test_fp32_logits_sets_and_weights(case: str, hub_style: bool, tmp_path: Path
 
 
 def test_long_positions_beyond_the_original_context(tmp_path: Path) -> None:
-    """YaRN and llama3 frequencies must hold past the length they were stretched from (16 here), and for a single token."""
+    """YaRN and llama3 frequencies must hold past the length they were stretched from (16 and 32 here), and for a single token."""
     for case in ("llama-gqa-llama3-biases", "deepseek_v3-groups-yarn-biases"):
         family, keys = CASES[case]
         oracle = make_oracle(family, keys)
