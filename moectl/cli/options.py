@@ -55,7 +55,11 @@ def _debug(value: bool) -> bool:
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder in Hugging Face layout, a .safetensors file beside its config.json, or a Hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder in Hugging Face layout, a .safetensors file beside its config.json, a Hub id, or demo: the built-in model.",
+    ),
 ]
 
 DataOption = Annotated[
@@ -64,7 +68,7 @@ DataOption = Annotated[
         "--data",
         metavar="NAME=SOURCE",
         help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text or .jsonl, "
-        "or .npy token ids. NAME= may be left out.",
+        ".npy token ids, or demo: five built-in domains. NAME= may be left out. Default: demo.",
         rich_help_panel=INPUT,
         show_default=False,
     ),

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import zstandard
 
+from moectl.data import demo
 from moectl.data.sources import READABLE, Source
 from moectl.errors import DataError, MoectlError, from_os_error
 
@@ -31,7 +32,7 @@ _REENCODE = "re-encode it, for example with `iconv -f LATIN1 -t UTF-8 IN > OUT`"
 
 
 def documents(source: Source, text_field: str = "text") -> Iterator[str]:
-    """The documents of a text or jsonl file, in order.
+    """The documents of a text or jsonl file, or of a built-in domain, in order.
 
     Raises DataError for what is not UTF-8, not JSON, not text, corrupt or without `text_field`, ResourceError if the
     system refuses to read.
@@ -41,7 +42,11 @@ def documents(source: Source, text_field: str = "text") -> Iterator[str]:
 
 def document_blocks(source: Source, text_field: str = "text") -> Iterator[Iterator[str]]:
     """As `documents`, each document as an iterator of its pieces, so a long text file can be read in part."""
-    if source.kind == "text":
+    if source.kind == "demo":
+        label, domain = source.path.parts
+        for text in demo.documents(domain, label.removeprefix("demo:")):
+            yield iter((text,))
+    elif source.kind == "text":
         yield _text_blocks(source.path)
     else:
         for row in _jsonl_rows(source.path, text_field):

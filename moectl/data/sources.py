@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moectl.data import demo
 from moectl.errors import DataError, UsageError, from_os_error
 
-Kind = Literal["text", "jsonl", "npy"]
+Kind = Literal["text", "jsonl", "npy", "demo"]
+
+# What is read if the user names nothing.
+DEFAULT_DATA = ("demo",)
 
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -42,10 +46,16 @@ READABLE = "this version reads UTF-8 text, `.jsonl` (both also `.gz` and `.zst`)
 # `experts.parquet` uses `all` for the sum over domains.
 _RESERVED_NAME = "all"
 
+# Every way to spell the built-in data, and the split it means.
+_DEMO_SPLITS = {"demo": "heldout"} | {f"demo:{split}": split for split in demo.SPLITS}
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file to read and how: `text` is one document, `jsonl` one per row, `npy` token ids."""
+    """One file to read and how: `text` is one document, `jsonl` one per row, `npy` token ids.
+
+    A `demo` source is no file but one domain of the built-in data; its path is only a label, `demo:SPLIT/DOMAIN`.
+    """
 
     path: Path
     kind: Kind
@@ -54,15 +64,19 @@ class Source:
 def parse_sources(specs: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of every domain, domains in order of first mention; a name given twice joins its sources in order.
 
+    No specs are `demo`: the five built-in domains under their own names, or under NAME all together. A path of that name is `./demo`.
+
     Raises UsageError for a spec that is not `[NAME=]SOURCE` or a domain that mixes text and token ids, DataError for a
     SOURCE that is missing, empty or of a kind that is not read.
     """
-    if not specs:
-        raise UsageError("no data was given", hint="pass `--data [NAME=]SOURCE`, for example `--data wiki=wiki.txt`")
     domains: dict[str, tuple[Source, ...]] = {}
-    for spec in specs:
+    for spec in specs or DEFAULT_DATA:
         name, location = _split_spec(spec)
         files = _expand(location)
+        if files[0].kind == "demo" and name is None:
+            for file in files:
+                domains[file.path.name] = (*domains.get(file.path.name, ()), file)
+            continue
         name = _check_name(_default_name(location) if name is None else name, spec)
         domains[name] = domains.get(name, ()) + files
     for name, files in domains.items():
@@ -104,8 +118,8 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
 
 
 def _expand(location: str) -> tuple[Source, ...]:
-    if location == "demo":
-        raise DataError("the built-in `demo` data is not read by this version", hint=f"{READABLE}; a folder named so is `./demo`")
+    if location in _DEMO_SPLITS:
+        return tuple(Source(Path(f"demo:{_DEMO_SPLITS[location]}", domain), "demo") for domain in demo.DOMAINS)
     if location.startswith("hf://"):
         raise DataError(f"cannot read `{location}`: `hf://` is not read by this version", hint="download the file first and pass its path")
     path = Path(location)
@@ -125,6 +139,11 @@ def _expand(location: str) -> tuple[Source, ...]:
                 f"no file matches `{location}`", hint="quote the pattern; `**` matches folders of any depth, `*` no hidden file"
             )
         return tuple(source_of(file) for file in files)
+    if location.startswith("demo:"):
+        raise DataError(
+            f"the built-in demo data has no part `{location}`",
+            hint="write `demo` (its held-out part) or `demo:train`; a path is `./demo:...`",
+        )
     raise DataError(f"`{path}` does not exist", hint=_near_names(path))
 
 

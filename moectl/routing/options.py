@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from moectl.data.sources import DEFAULT_DATA
 from moectl.errors import UsageError
 
 ORDERS = ("auto", "resident", "streamed")
@@ -15,7 +16,7 @@ class RouteStatsOptions:
     """The options of one run. Raises UsageError for values that no run could have."""
 
     model: str
-    data: tuple[str, ...]
+    data: tuple[str, ...] = DEFAULT_DATA
     tokens: int | None = None
     """Bound on the tokens of each domain; None uses all of it."""
     seq_len: int = 512
@@ -34,7 +35,7 @@ class RouteStatsOptions:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UsageError("there is nothing to route: no data is given", hint="name some text, such as `--data wikipedia.txt`")
+            object.__setattr__(self, "data", DEFAULT_DATA)
         if self.trace and self.output is None:
             raise UsageError("`--trace` writes a file, and there is no `--output` to put it in", hint="add `--output DIR`")
         if self.order not in ORDERS:

@@ -28,11 +28,6 @@ def test_values_that_do_not_exist(model, refused, arguments, message):
     assert refusal.hint
 
 
-@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
-def test_no_data(model, refused, dry_run):
-    assert_says(refused("model", "--output", "out", *dry_run, code=2), ("no data is given",), "--data")
-
-
 def test_a_trace_needs_an_output(model, refused):
     assert_says(refused("model", "--data", "text.txt", "--trace", code=2), ("`--trace`", "no `--output`"), "add `--output DIR`")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,9 @@ def test_dry_run_prints_the_plan_and_runs_nothing(run, api, output_format, expec
     assert api.calls == [("plan_route_stats", DEFAULTS)]
 
 
-def test_data_is_needed(run, api):
-    code, out, err = run("route-stats", "m")
-    assert (code, out) == (2, "")
-    assert err == "error: there is nothing to route: no data is given\nhint: name some text, such as `--data wikipedia.txt`\n"
-    assert api.calls == []
+def test_data_defaults_to_the_built_in_domains(run, api):
+    assert run("route-stats", "some/model", "--dry-run")[0] == 0
+    assert api.calls == [("plan_route_stats", replace(DEFAULTS, data=("demo",)))]
 
 
 def test_a_trace_needs_an_output(run, api):

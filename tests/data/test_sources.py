@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moectl.data.demo import DOMAINS
 from moectl.data.sources import Source, parse_sources, source_of
 from moectl.errors import DataError, MoectlError, UsageError
 
@@ -147,8 +148,8 @@ def test_a_pattern_that_matches_nothing_or_something_unreadable() -> None:
         ("x.safetensors", r"`\.safetensors`", "UTF-8 text"),
         ("x.tar.gz", r"`\.tar\.gz`", "UTF-8 text"),
         ("x.npy.gz", r"`\.npy\.gz`", "UTF-8 text"),
-        ("demo", "built-in `demo` data is not read", r"this version reads .*`\.npy`.*`\./demo`"),
-        ("d=demo", "built-in `demo`", r"\./demo"),
+        ("demo:test", "the built-in demo data has no part `demo:test`", r"`demo:train`; a path is `\./demo:"),
+        ("d=demo:", "has no part `demo:`", r"\./demo"),
         ("hf://datasets/org/name/a.jsonl", "`hf://datasets/org/name/a.jsonl`: `hf://` is not read", "download"),
         ("n=hf://datasets/a/b", "`hf://datasets/a/b`", "download"),
     ],
@@ -187,9 +188,7 @@ def test_specs_that_are_not_usable(spec: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_no_specs_and_mixed_domains() -> None:
-    with pytest.raises(UsageError, match="no data was given"):
-        parse_sources([])
+def test_mixed_domains() -> None:
     _touch("a.txt", "b.npy")
     with pytest.raises(UsageError, match=r"`m` mixes text and `\.npy`"):
         parse_sources(["m=a.txt", "m=b.npy"])
@@ -204,6 +203,22 @@ def test_what_is_no_file_is_refused() -> None:
         parse_sources(["x" * 5000])
     with pytest.raises(MoectlError):
         parse_sources(["a\0b"])
+
+
+def test_the_built_in_data() -> None:
+    _touch("demo/a.txt", "demo:train", "demo:b.txt", "code.txt")
+    builtin = {name: (Source(Path("demo:heldout") / name, "demo"),) for name in DOMAINS}
+    assert list(parse_sources([])) == list(DOMAINS)
+    assert parse_sources([]) == parse_sources(["demo"]) == parse_sources(["demo:heldout"]) == builtin
+    assert _names(["demo:train"]) == {name: [f"demo:train/{name}"] for name in DOMAINS}
+    assert parse_sources(["d=demo"]) == {"d": tuple(builtin[name][0] for name in DOMAINS)}
+    assert _names(["./demo"]) == {"demo": ["demo/a.txt"]}
+    assert _names(["./demo:train"]) == {"demo:train": ["demo:train"]}
+    assert _names(["demo:b.txt"]) == {"demo:b": ["demo:b.txt"]}
+    assert _names(["code.txt", "demo", "demo:train"])["code"] == ["code.txt", "demo:heldout/code", "demo:train/code"]
+    _touch("a.npy")
+    with pytest.raises(UsageError, match=r"`d` mixes text and `\.npy`"):
+        parse_sources(["d=demo", "d=a.npy"])
 
 
 _STEM = st.text("abcXYZ019_-", min_size=1, max_size=8).filter(lambda stem: stem not in ("all", "demo"))
