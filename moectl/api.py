@@ -21,22 +21,25 @@ from moectl.staging import check_output, staged_directory
 from moectl.units import format_bytes, format_seconds
 
 
-def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Model:
+def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu", *, mtp: bool = False) -> Model:
     """A checkpoint as a callable, differentiable model: `model(token_ids_BS) -> logits_BSV`.
 
-    `path`: a folder in Hub layout, a `.safetensors` file beside its config.json, or a Hub id. `dtype`: float32, bfloat16 or auto.
-    Parameters start frozen; `model.requires_grad_()` makes them trainable. Raises ModelError, ResourceError, UsageError.
+    `path`: a folder in Hub layout, a `.safetensors` file beside its config.json, a Hub id, or `demo`, the built-in model.
+    `dtype`: float32, bfloat16 or auto.
+    Parameters start frozen; `model.requires_grad_()` makes them trainable. `mtp` also loads the multi-token-prediction layers (deepseek_v3)
+    for `model.predict_ahead`; embedding and head are the main model's, copies in the files are not read. Raises ModelError (also with `mtp`
+    where the files lack those layers), ResourceError, UsageError.
     """
-    with open_checkpoint(str(path)) as checkpoint:
+    with open_checkpoint(str(path), mtp=mtp) as checkpoint:
         target = choose_device(device)
         chosen, _ = choose_dtype(dtype, stored=[info.dtype for info in checkpoint.index.tensors.values()], device=target)
-        return Model(checkpoint.spec, checkpoint.weights(dtype=chosen, device=target))
+        return Model(checkpoint.spec, checkpoint.weights(dtype=chosen, device=target), mtp=mtp)
 
 
 def route_stats(
     model: str | Path,
     *,
-    data: Sequence[str],
+    data: Sequence[str] = ("demo",),
     tokens: int | None = None,
     seq_len: int = 512,
     batch_tokens: int = 4096,
@@ -54,9 +57,9 @@ def route_stats(
 ) -> RouteStats:
     """Run text through a model and count what its routers did.
 
-    `data`: `[NAME=]SOURCE` items. `tokens` bounds the tokens of each domain; `seq_len` and `batch_tokens` are in tokens; `memory` is the
-    peak RSS allowed, in bytes. `order`: auto, resident or streamed. With `output`, tables are written to that folder, all or nothing;
-    `trace` adds every token's experts. Raises UsageError, ModelError, ResourceError or DataError.
+    `data`: `[NAME=]SOURCE` items; by default the built-in domains. `tokens` bounds the tokens of each domain; `seq_len` and `batch_tokens`
+    are in tokens; `memory` is the peak RSS allowed, in bytes. `order`: auto, resident or streamed. With `output`, tables are written to
+    that folder, all or nothing; `trace` adds every token's experts. Raises UsageError, ModelError, ResourceError or DataError.
     """
     options = RouteStatsOptions(
         model=str(model),

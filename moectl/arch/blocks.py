@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from moectl.arch.config import Config
-from moectl.arch.spec import EVERY_EXPERT, ExpertTensors, GroupedQueryAttention, Layer, ModelSpec, Norm, TensorRef
+from moectl.arch.spec import EVERY_EXPERT, ExpertTensors, GroupedQueryAttention, Layer, ModelSpec, MTPLayer, Norm, TensorRef
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -101,7 +101,7 @@ def grouped_query_attention_sizes(config: Config, *, hidden: int, kv_heads: int 
 
 
 def decoder(
-    config: Config, *, vocab: int, hidden: int, layers: list[Layer], eps: float, max_positions: int, n_mtp_layers: int = 0
+    config: Config, *, vocab: int, hidden: int, layers: list[Layer], eps: float, max_positions: int, mtp: tuple[MTPLayer, ...] = ()
 ) -> ModelSpec:
     """The frame around the layers: embedding, final norm, head."""
     tied = config.boolean("tie_word_embeddings", default=False)
@@ -116,5 +116,5 @@ def decoder(
         norm=Norm(eps=eps),
         tensors={"embed": embed, **norm("norm", "model.norm", hidden), "head": head},
         tied=tied,
-        n_mtp_layers=n_mtp_layers,
+        mtp=mtp,
     )

@@ -44,13 +44,42 @@ def check_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
             f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors that its config.json asks for: {_some(missing)}",
             hint="the download is incomplete, or config.json belongs to another model",
         )
+    _check_shapes(wanted, shapes)
+    _check_surplus(spec, [name for name in shapes if name not in wanted and not _may_be_skipped(spec, name)])
+
+
+def check_mtp_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError unless the checkpoint holds every multi-token-prediction layer that `spec` announces, complete and in shape.
+
+    To be called where they are asked for: many checkpoints are saved without them. The copies of embedding and head may be absent.
+    """
+    if not spec.mtp:
+        raise ModelError(
+            "config.json announces no multi-token-prediction layers that this version knows",
+            hint="load the model without them (mtp=False)",
+        )
+    wanted = {ref.name: ref.shape for ref in spec.mtp_refs()}
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise ModelError(
+            f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors of its multi-token-prediction layers: {_some(missing)}",
+            hint="some programs drop these layers when they save a model; load it without them (mtp=False), or take the original files",
+        )
+    known = wanted | {ref.name: ref.shape for mtp in spec.mtp for ref in mtp.tensors.values() if ref.name in shapes}
+    _check_shapes(known, shapes)
+    _check_surplus(spec, [name for name in shapes if name not in known and _in_mtp(spec, name) and not _IGNORED.fullmatch(name)])
+
+
+def _check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     wrong = [f"{name} is {list(shapes[name])} instead of {list(shape)}" for name, shape in wanted.items() if tuple(shapes[name]) != shape]
     if wrong:
         raise ModelError(
             f"{len(wrong)} tensors have another shape than config.json says: {_some(wrong)}",
             hint="config.json belongs to another model, or the tensors are padded or quantised",
         )
-    surplus = [name for name in shapes if name not in wanted and not _may_be_skipped(spec, name)]
+
+
+def _check_surplus(spec: ModelSpec, surplus: Sequence[str]) -> None:
     if surplus:
         raise ModelError(
             f"the checkpoint holds {len(surplus)} tensors that model_type `{spec.model_type}` has no place for: {_some(surplus)}",
@@ -58,11 +87,13 @@ def check_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
         )
 
 
-def _may_be_skipped(spec: ModelSpec, name: str) -> bool:
+def _in_mtp(spec: ModelSpec, name: str) -> bool:
     layer = _LAYER.match(name)
-    if layer and len(spec.layers) <= int(layer[1]) < len(spec.layers) + spec.n_mtp_layers:
-        return True
-    return bool(_IGNORED.fullmatch(name)) or (spec.tied and name == "lm_head.weight")
+    return layer is not None and len(spec.layers) <= int(layer[1]) < len(spec.layers) + spec.n_mtp_layers
+
+
+def _may_be_skipped(spec: ModelSpec, name: str) -> bool:
+    return _in_mtp(spec, name) or bool(_IGNORED.fullmatch(name)) or (spec.tied and name == "lm_head.weight")
 
 
 def _some(items: Sequence[str]) -> str:

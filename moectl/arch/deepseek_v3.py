@@ -1,7 +1,7 @@
 """deepseek_v3: DeepSeek-V3, R1, V3.1, Moonlight (arXiv 2412.19437).
 
 Latent attention, dense first layers, shared experts, sigmoid scores with a correction bias that only selects, group-limited top-k.
-Multi-token-prediction layers follow the main stack on disk and are not part of it.
+Multi-token-prediction layers follow the main stack on disk and are not part of it (ModelSpec.mtp).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from moectl.arch import blocks
 from moectl.arch.config import Config
 from moectl.arch.rope import parse_rope, yarn_softmax_factor
-from moectl.arch.spec import DenseFFN, LatentAttention, Layer, ModelSpec, MoE, Norm, Router, TensorRef
+from moectl.arch.spec import DenseFFN, LatentAttention, Layer, ModelSpec, MoE, MTPLayer, Norm, Router, TensorRef
 
 # The norms inside the low-rank projections are built with their class default, whatever rms_norm_eps says.
 _LORA_NORM_EPS = 1e-6
@@ -20,49 +20,71 @@ _LORA_NORM_EPS = 1e-6
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
     """ModelSpec of a DeepSeek-V3 checkpoint. Raises ModelError."""
     hidden = config.integer("hidden_size", default=7168)
-    dense_width = config.integer("intermediate_size", default=18432)
-    expert_width = config.integer("moe_intermediate_size", default=2048)
+    vocab = config.integer("vocab_size", default=129280)
     max_positions = config.integer("max_position_embeddings", default=4096)
     eps = config.positive("rms_norm_eps", default=1e-6)
     attention = latent_attention(config, max_positions=max_positions)
     router = _router(config)
-    n_shared = config.integer("n_shared_experts", default=1, minimum=0)
-    act = config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu")
-    first_moe = config.integer("first_k_dense_replace", default=3, minimum=0)
-    bias = config.boolean("attention_bias", default=False)
-    layers = []
-    for i in range(config.integer("num_hidden_layers", default=61)):
-        prefix = f"model.layers.{i}"
+    n_layers = config.integer("num_hidden_layers", default=61)
+    n_dense = config.integer("first_k_dense_replace", default=3, minimum=0)
+    n_mtp = config.integer(config.first("num_nextn_predict_layers", "num_mtp_layers"), default=0, minimum=0)
+
+    def layer(index: int, *, dense: bool) -> Layer:
+        prefix = f"model.layers.{index}"
+        bias = config.boolean("attention_bias", default=False)
+        ffn, ffn_tensors = _ffn(config, f"{prefix}.mlp", hidden, router=None if dense else router, present=present)
         tensors = {
             **blocks.layer_norms(prefix, hidden),
             **latent_attention_tensors(f"{prefix}.self_attn", hidden, attention, bias=bias),
+            **ffn_tensors,
         }
-        ffn: DenseFFN | MoE
-        if i < first_moe:
-            ffn = DenseFFN(width=dense_width, act=act)
-            tensors |= blocks.ffn_tensors(f"{prefix}.mlp", hidden, dense_width)
-        else:
-            experts = blocks.expert_tensors(
-                f"{prefix}.mlp.experts", n_experts=router.n_experts, hidden=hidden, width=expert_width, present=present
-            )
-            ffn = MoE(
-                router=router,
-                expert_width=expert_width,
-                act=act,
-                experts=experts,
-                shared_width=n_shared * expert_width,
-                n_shared_experts=n_shared,
-            )
-            tensors |= blocks.linear("router", f"{prefix}.mlp.gate", router.n_experts, hidden)
-            tensors["correction_bias"] = TensorRef(
-                name=f"{prefix}.mlp.gate.e_score_correction_bias", shape=(router.n_experts,), keep_float32=True
-            )
-            if n_shared:
-                tensors |= blocks.ffn_tensors(f"{prefix}.mlp.shared_experts", hidden, ffn.shared_width, slot_prefix="shared_")
-        layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
-    n_mtp = config.integer(config.first("num_nextn_predict_layers", "num_mtp_layers"), default=0, minimum=0)
-    vocab = config.integer("vocab_size", default=129280)
-    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions, n_mtp_layers=n_mtp)
+        return Layer(index=index, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors)
+
+    layers = [layer(i, dense=i < n_dense) for i in range(n_layers)]
+    # Experts follow the dense first layers, so a prediction layer has them unless the whole model is dense.
+    mtp = tuple(
+        MTPLayer(layer=layer(i, dense=n_dense >= n_layers), tensors=_mtp_tensors(f"model.layers.{i}", vocab, hidden))
+        for i in range(n_layers, n_layers + n_mtp)
+    )
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions, mtp=mtp)
+
+
+def _ffn(
+    config: Config, prefix: str, hidden: int, *, router: Router | None, present: Collection[str]
+) -> tuple[DenseFFN | MoE, dict[str, TensorRef]]:
+    """The feed-forward block of one layer, dense without a `router`, and its tensors but the routed experts'."""
+    dense_width = config.integer("intermediate_size", default=18432)
+    expert_width = config.integer("moe_intermediate_size", default=2048)
+    n_shared = config.integer("n_shared_experts", default=1, minimum=0)
+    act = config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu")
+    if router is None:
+        return DenseFFN(width=dense_width, act=act), blocks.ffn_tensors(prefix, hidden, dense_width)
+    n_experts, bias_name = router.n_experts, f"{prefix}.gate.e_score_correction_bias"
+    moe = MoE(
+        router=router,
+        expert_width=expert_width,
+        act=act,
+        experts=blocks.expert_tensors(f"{prefix}.experts", n_experts=n_experts, hidden=hidden, width=expert_width, present=present),
+        shared_width=n_shared * expert_width,
+        n_shared_experts=n_shared,
+    )
+    tensors = blocks.linear("router", f"{prefix}.gate", n_experts, hidden)
+    tensors["correction_bias"] = TensorRef(name=bias_name, shape=(n_experts,), keep_float32=True)
+    if n_shared:
+        tensors |= blocks.ffn_tensors(f"{prefix}.shared_experts", hidden, moe.shared_width, slot_prefix="shared_")
+    return moe, tensors
+
+
+def _mtp_tensors(prefix: str, vocab: int, hidden: int) -> dict[str, TensorRef]:
+    """What a prediction layer has beside an ordinary layer's tensors, under the same prefix."""
+    return {
+        **blocks.norm("enorm", f"{prefix}.enorm", hidden),
+        **blocks.norm("hnorm", f"{prefix}.hnorm", hidden),
+        **blocks.linear("eh_proj", f"{prefix}.eh_proj", hidden, 2 * hidden),
+        **blocks.norm("norm", f"{prefix}.shared_head.norm", hidden),
+        **blocks.linear("embed", f"{prefix}.embed_tokens", vocab, hidden),
+        **blocks.linear("head", f"{prefix}.shared_head.head", vocab, hidden),
+    }
 
 
 def latent_attention(config: Config, *, max_positions: int) -> LatentAttention:

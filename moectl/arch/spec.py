@@ -184,10 +184,37 @@ class Layer:
     norm: Norm
     tensors: Mapping[str, TensorRef]
 
+    def refs(self) -> Iterator[TensorRef]:
+        """Every weight, routed experts included."""
+        yield from self.tensors.values()
+        if isinstance(self.ffn, MoE):
+            for expert in range(self.ffn.router.n_experts):
+                yield from self.ffn.experts.refs(expert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MTPLayer:
+    """A multi-token-prediction layer (arXiv 2412.19437, section 2.2): one more decoder layer, fed with the tokens that came meanwhile.
+
+    h' = norm(layer(eh_proj([enorm(embedding); hnorm(h)]))); its norms take `layer.norm.eps`, and `layer.index` follows the main stack's.
+    Slots of `tensors`: `enorm hnorm norm` [H], `eh_proj` [H, 2H], and `embed head`, copies of the main ones that a file may leave out.
+    """
+
+    layer: Layer
+    tensors: Mapping[str, TensorRef]
+
+    @property
+    def own_tensors(self) -> Mapping[str, TensorRef]:
+        """`tensors` without the two copies."""
+        return {slot: ref for slot, ref in self.tensors.items() if slot not in ("embed", "head")}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only language model. `tensors` holds the slots `embed`, `norm` and `head`; a tied head is the same tensor as `embed`."""
+    """A decoder-only language model. `tensors` holds the slots `embed`, `norm` and `head`; a tied head is the same tensor as `embed`.
+
+    `mtp` lists what the configuration announces; whether a checkpoint holds the tensors is checked when they are asked for.
+    """
 
     model_type: str
     vocab_size: int
@@ -197,18 +224,30 @@ class ModelSpec:
     norm: Norm
     tensors: Mapping[str, TensorRef]
     tied: bool
-    n_mtp_layers: int = 0
+    mtp: tuple[MTPLayer, ...] = ()
+
+    @property
+    def n_mtp_layers(self) -> int:
+        """Multi-token-prediction layers after the main stack."""
+        return len(self.mtp)
 
     @property
     def moe_layers(self) -> tuple[Layer, ...]:
-        """The layers with routed experts, ascending."""
+        """The layers of the main stack with routed experts, ascending."""
         return tuple(layer for layer in self.layers if isinstance(layer.ffn, MoE))
 
+    def layer(self, index: int) -> Layer:
+        """The layer of that index, in the main stack or after it."""
+        return self.layers[index] if index < len(self.layers) else self.mtp[index - len(self.layers)].layer
+
     def refs(self) -> Iterator[TensorRef]:
-        """Every weight, routed experts included; a tied head appears once."""
+        """Every weight of the main model, routed experts included; a tied head appears once."""
         yield from (ref for slot, ref in self.tensors.items() if not (self.tied and slot == "head"))
         for layer in self.layers:
-            yield from layer.tensors.values()
-            if isinstance(layer.ffn, MoE):
-                for expert in range(layer.ffn.router.n_experts):
-                    yield from layer.ffn.experts.refs(expert)
+            yield from layer.refs()
+
+    def mtp_refs(self) -> Iterator[TensorRef]:
+        """Every weight of the multi-token-prediction layers but their copies of embedding and head."""
+        for mtp in self.mtp:
+            yield from mtp.own_tensors.values()
+            yield from mtp.layer.refs()

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moectl.arch.spec import Layer, ModelSpec, MoE, Rope
-from moectl.errors import DataError
+from moectl.errors import DataError, UsageError
 from moectl.model.attention import attend
 from moectl.model.experts import ExpertSource, MoEInput, dense_ffn, dispatch, run_experts
+from moectl.model.experts_training import needs_gradients, run_experts_with_gradients
+from moectl.model.mtp import ResidentMTP
 from moectl.model.norm import rms_norm
 from moectl.model.rope import rope_tables
 from moectl.model.router import Routing, route
-from moectl.model.weights import ResidentExperts, WeightReader
+from moectl.model.weights import ResidentLayer, WeightSource
 
 OnRouting = Callable[[int, int, Routing], None]
 """Called with the position of the micro-batch, the layer's index and what its router decided."""
@@ -72,7 +74,8 @@ def run_layer(
         return
     assert isinstance(layer.ffn, MoE)
     assert source is not None
-    run_experts(layer.index, moe, source, act=layer.ffn.act)
+    run = run_experts_with_gradients if needs_gradients(moe, source) else run_experts
+    run(layer.index, moe, source, act=layer.ffn.act)
     for i, item in enumerate(moe):
         out_TH = item.out_TH.to(item.x_TH.dtype)
         if layer.ffn.shared_width:
@@ -80,50 +83,70 @@ def run_layer(
         hidden[i] = hidden[i] + out_TH.view_as(hidden[i])
 
 
-class ResidentLayer(nn.Module):
-    """The weights of one layer as parameters."""
-
-    def __init__(self, weights: dict[str, Tensor], experts: ResidentExperts | None) -> None:
-        super().__init__()
-        self.weights = nn.ParameterDict({slot: nn.Parameter(w, requires_grad=False) for slot, w in weights.items()})
-        self.experts = experts
-
-
 class Model(nn.Module):
-    """A checkpoint in memory, differentiable. Parameters start frozen; `model.requires_grad_()` makes them trainable."""
+    """A model in memory, differentiable. Parameters start frozen; `model.requires_grad_()` makes them trainable."""
 
-    def __init__(self, spec: ModelSpec, weights: WeightReader, *, on_layer: Callable[[int], None] | None = None) -> None:
-        """Read every weight of `spec`; `on_layer` hears the index of each layer read. Raises ModelError."""
+    def __init__(self, spec: ModelSpec, weights: WeightSource, *, mtp: bool = False, on_layer: Callable[[int], None] | None = None) -> None:
+        """Take every weight of `spec`, those of its multi-token-prediction layers with `mtp`; `on_layer` hears each layer's index.
+
+        Raises ModelError.
+        """
         super().__init__()
         self.spec = spec
         self.embed = nn.Parameter(weights.read(spec.tensors["embed"]), requires_grad=False)
         self.norm = nn.Parameter(weights.read(spec.tensors["norm"]), requires_grad=False)
         self.head = self.embed if spec.tied else nn.Parameter(weights.read(spec.tensors["head"]), requires_grad=False)
-        self.layers = nn.ModuleList()
+        self.layers, self.mtp = nn.ModuleList(), nn.ModuleList()
         for layer in spec.layers:
-            experts = None
-            if isinstance(layer.ffn, MoE):
-                experts = ResidentExperts([weights.get(layer.index, e) for e in range(layer.ffn.router.n_experts)])
-            self.layers.append(ResidentLayer(weights.layer(layer), experts))
+            self.layers.append(ResidentLayer(layer, weights))
             if on_layer is not None:
                 on_layer(layer.index)
+        for ahead in spec.mtp if mtp else ():
+            self.mtp.append(ResidentMTP(ahead, weights))
+            if on_layer is not None:
+                on_layer(ahead.layer.index)
 
     def forward(self, token_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
         """Logits `[B, S, V]` of whole sequences, each starting at position 0. Raises DataError for ids outside the vocabulary."""
+        return F.linear(self.hidden(token_ids_BS, on_routing=on_routing), self.head)
+
+    def hidden(self, token_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
+        """Hidden states `[B, S, H]` after the final norm: what `head` turns into logits. Raises as forward."""
+        hidden = [self._embed(token_ids_BS)]
+        for layer in self.spec.layers:
+            self.run(layer, hidden, on_routing=on_routing)
+        return rms_norm(hidden[0], self.norm, eps=self.spec.norm.eps)
+
+    def predict_ahead(self, n: int, hidden_BSH: Tensor, next_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
+        """Hidden states `[B, S, H]` of multi-token-prediction layer `n`, normed: `head` turns them into logits of token i + n + 2.
+
+        `hidden_BSH` is what `hidden` returned, or for n > 0 the call with n - 1; `next_ids_BS` are the tokens i + n + 1 (DeepSeek-V3,
+        arXiv 2412.19437, eq. 21-23). Raises UsageError if the model was loaded without this layer, DataError as forward.
+        """
+        if not 0 <= n < len(self.mtp):
+            raise UsageError(
+                f"multi-token-prediction layer {n} is not loaded; this model has {len(self.mtp)} of {self.spec.n_mtp_layers}",
+                hint="load the model with mtp=True" if n < self.spec.n_mtp_layers else "ask for fewer tokens ahead",
+            )
+        resident = self.mtp[n]
+        assert isinstance(resident, ResidentMTP)
+        hidden = [resident.enter(self._embed(next_ids_BS), hidden_BSH)]
+        self.run(self.spec.mtp[n].layer, hidden, on_routing=on_routing)
+        return resident.leave(hidden[0])
+
+    def run(self, layer: Layer, hidden: list[Tensor], *, on_routing: OnRouting | None = None, routing_only: bool = False) -> None:
+        """`run_layer` with this model's weights; `layer` may be that of a multi-token-prediction layer."""
+        n = layer.index - len(self.layers)
+        resident = self.layers[layer.index] if n < 0 else self.mtp[n].block
+        assert isinstance(resident, ResidentLayer)
+        weights = cast(Mapping[str, Tensor], resident.weights)
+        run_layer(layer, hidden, weights, resident.experts, on_routing=on_routing, routing_only=routing_only)
+
+    def _embed(self, token_ids_BS: Tensor) -> Tensor:
         low, high = int(token_ids_BS.min()), int(token_ids_BS.max())
         if low < 0 or high >= self.spec.vocab_size:
             raise DataError(
                 f"token id `{low if low < 0 else high}` is outside the vocabulary of {self.spec.vocab_size}",
                 hint="the text was tokenised for another model",
             )
-        hidden = [F.embedding(token_ids_BS.to(self.embed.device), self.embed)]
-        for layer in self.spec.layers:
-            self.run(layer, hidden, on_routing=on_routing)
-        return F.linear(rms_norm(hidden[0], self.norm, eps=self.spec.norm.eps), self.head)
-
-    def run(self, layer: Layer, hidden: list[Tensor], *, on_routing: OnRouting | None = None, routing_only: bool = False) -> None:
-        """`run_layer` with this model's weights."""
-        resident = self.layers[layer.index]
-        assert isinstance(resident, ResidentLayer)
-        weights = cast(Mapping[str, Tensor], resident.weights)
-        run_layer(layer, hidden, weights, resident.experts, on_routing=on_routing, routing_only=routing_only)
+        return F.embedding(token_ids_BS.to(self.embed.device), self.embed)

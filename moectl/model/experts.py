@@ -101,7 +101,8 @@ def run_experts(layer: int, inputs: Sequence[MoEInput], source: ExpertSource, *,
             position[i] += 1
             span = slice(slots.starts[at], slots.starts[at + 1])
             rows_N = slots.rows[span]
-            x_NH = _pad_rows(x_TH[rows_N])
+            # index_select copies whole rows; x_TH[rows_N] goes through the general kernel for indexing, many times slower.
+            x_NH = _pad_rows(x_TH.index_select(0, rows_N))
             gated_NI = ACTIVATIONS[act](F.linear(x_NH, weights.gate_IH)) * F.linear(x_NH, weights.up_IH)
             y_NH = F.linear(gated_NI, weights.down_HI)[: len(rows_N)] * slots.weights[span, None]
             out_TH.index_add_(0, rows_N, y_NH.to(torch.float32))

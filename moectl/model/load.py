@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moectl.arch.check import check_mtp_tensors
 from moectl.arch.registry import build_spec, find_family
 from moectl.arch.spec import ModelSpec
 from moectl.checkpoint.index import CheckpointIndex, open_index
@@ -37,13 +38,19 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def open_checkpoint(model: str) -> Iterator[Checkpoint]:
-    """Open MODEL: headers and configuration only. Raises ModelError for what cannot be read or does not fit together."""
+def open_checkpoint(model: str, *, mtp: bool = False) -> Iterator[Checkpoint]:
+    """Open MODEL: headers and configuration only. Raises ModelError for what cannot be read or does not fit together.
+
+    `mtp`: the multi-token-prediction layers must be there, complete; without it they are not looked at.
+    """
     # A family this version does not know should fail before a Hub id downloads gigabytes.
     find_family(read_config(locate(model, weights=False)))
     location = locate(model)
     config = read_config(location)
     index = open_index(require_weights(location))
-    spec = build_spec(config, shapes={name: info.shape for name, info in index.tensors.items()})
+    shapes = {name: info.shape for name, info in index.tensors.items()}
+    spec = build_spec(config, shapes=shapes)
+    if mtp:
+        check_mtp_tensors(spec, shapes)
     with TensorReader(index) as reader:
         yield Checkpoint(location=location, config=config, index=index, spec=spec, reader=reader)

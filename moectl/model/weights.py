@@ -1,21 +1,34 @@
 """Weights of a spec, read one by one from a checkpoint: cast, placed, and checked for NaN.
 
-WeightReader is also the streamed ExpertSource: `get` reads one expert from disk. ResidentExperts holds them all.
+WeightReader is also the streamed ExpertSource: `get` reads one expert from disk. ResidentLayer and ResidentExperts hold weights as
+parameters, filled from any WeightSource.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from moectl.arch.spec import Layer, ModelSpec, MoE, TensorRef
 from moectl.checkpoint.reader import TensorReader, require_finite
-from moectl.model.experts import ExpertWeights
+from moectl.model.experts import ExpertSource, ExpertWeights
 
 # Rows of the embedding read at once when streaming: a table of 129,280 x 7,168 in bf16 alone is 1.9 GB.
 _EMBEDDING_CHUNK_BYTES = 64 * 2**20
+
+
+class WeightSource(ExpertSource, Protocol):
+    """What fills a resident model: weights of a checkpoint or fresh ones. `get` gives memory of its own for every expert."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def read(self, ref: TensorRef) -> Tensor: ...
+
+    def layer(self, layer: Layer) -> dict[str, Tensor]: ...
 
 
 class WeightReader:
@@ -42,7 +55,7 @@ class WeightReader:
 
     def get(self, layer: int, expert: int) -> ExpertWeights:
         """One routed expert, read from disk."""
-        ffn = self.spec.layers[layer].ffn
+        ffn = self.spec.layer(layer).ffn
         assert isinstance(ffn, MoE)
         return ExpertWeights(*(self.read(ref) for ref in ffn.experts.refs(expert)))
 
@@ -83,3 +96,14 @@ class ResidentExperts(nn.Module):
     def get(self, layer: int, expert: int) -> ExpertWeights:
         """The expert's parameters; `layer` is this one."""
         return ExpertWeights(self.gate[expert], self.up[expert], self.down[expert])
+
+
+class ResidentLayer(nn.Module):
+    """The weights of one layer as parameters."""
+
+    def __init__(self, layer: Layer, source: WeightSource) -> None:
+        super().__init__()
+        self.experts: ResidentExperts | None = None
+        if isinstance(layer.ffn, MoE):
+            self.experts = ResidentExperts([source.get(layer.index, e) for e in range(layer.ffn.router.n_experts)])
+        self.weights = nn.ParameterDict({slot: nn.Parameter(w, requires_grad=False) for slot, w in source.layer(layer).items()})
