@@ -41,9 +41,9 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         return Layer(index=index, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors)
 
     layers = [layer(i, dense=i < n_dense) for i in range(n_layers)]
-    # Experts follow the dense first layers, so a prediction layer has them unless the whole model is dense.
+    # A prediction layer has experts even where first_k_dense_replace leaves none in the main stack.
     mtp = tuple(
-        MTPLayer(layer=layer(i, dense=n_dense >= n_layers), tensors=_mtp_tensors(f"model.layers.{i}", vocab, hidden))
+        MTPLayer(layer=layer(i, dense=False), tensors=_mtp_tensors(f"model.layers.{i}", vocab, hidden))
         for i in range(n_layers, n_layers + n_mtp)
     )
     return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions, mtp=mtp)

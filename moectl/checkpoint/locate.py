@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from moectl.checkpoint.json_object import Pairs, quote, read_object
 from moectl.errors import ModelError, from_os_error
 
 CONFIG_NAME = "config.json"
+DEMO = "demo"
+_DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo_model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".json", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 _SPECIAL_FLOATS = ("Infinity", "-Infinity", "NaN")
@@ -42,18 +44,18 @@ class Location:
 
 
 def locate(model: str, *, weights: bool = True) -> Location:
-    """Find MODEL: a folder, a `.safetensors` file, a `config.json`, or a Hub id `org/name[@revision]`; a path wins over a Hub id.
+    """Find MODEL: a folder, a `.safetensors` file, a `config.json`, a Hub id `org/name[@revision]`, or `demo`, the built-in model.
+
+    A path wins over a Hub id; `demo` always is the built-in model, a folder of that name is `./demo`.
 
     With `weights=False` a Hub id is fetched without its weights, to look at the config before a long download.
     Raises ModelError for anything that is missing or not readable by this version.
     """
+    if model == DEMO:
+        return _built_in()
     path = Path(os.path.expanduser(model))
     if model and os.path.exists(path):
         return _from_folder(model, path) if path.is_dir() else _from_file(model, path)
-    if model == "demo":
-        raise ModelError(
-            "the model `demo` is not part of this version", hint="pass the folder of a checkpoint or a Hub id such as `org/name`"
-        )
     hub_id = _HUB_ID.fullmatch(model)
     if hub_id is None or model.lower().endswith(_FILE_SUFFIXES):
         raise ModelError(f"the model {quote(model)} does not exist", hint=_near_names(path))
@@ -85,6 +87,12 @@ def _config_object(pairs: Pairs) -> Any:
             raise ValueError(f"`__float__` must be one of {', '.join(_SPECIAL_FLOATS)}, not {quote(found['__float__'])}")
         return float(found["__float__"])
     return found
+
+
+def _built_in() -> Location:
+    if not (_DEMO_FOLDER / CONFIG_NAME).is_file():
+        raise ModelError("the built-in model is not part of this installation", hint="install moectl again, or run `make demo-model`")
+    return replace(_from_folder(str(_DEMO_FOLDER), _DEMO_FOLDER), name=DEMO)
 
 
 def _from_folder(model: str, folder: Path) -> Location:

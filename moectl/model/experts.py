@@ -20,7 +20,7 @@ from torch import Tensor
 from moectl.model.attention import project
 
 # oneDNN generates and keeps a kernel for every row count it meets; experts meet hundreds. See docs/dev-log.md.
-_ROW_BLOCK = 64
+ROW_BLOCK = 64
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ def run_experts(layer: int, inputs: Sequence[MoEInput], source: ExpertSource, *,
 
 
 def _pad_rows(x_NH: Tensor) -> Tensor:
-    """Zero rows up to a multiple of _ROW_BLOCK where every new row count would cost a new kernel (bfloat16 on CPU)."""
-    missing = -len(x_NH) % _ROW_BLOCK
+    """Zero rows up to a multiple of ROW_BLOCK where every new row count would cost a new kernel (bfloat16 on CPU)."""
+    missing = -len(x_NH) % ROW_BLOCK
     if missing and x_NH.dtype == torch.bfloat16 and not x_NH.is_cuda:
         return F.pad(x_NH, (0, 0, 0, missing))
     return x_NH

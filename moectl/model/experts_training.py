@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from moectl.model.experts import _ROW_BLOCK, ACTIVATIONS, Dispatch, ExpertSource, MoEInput
+from moectl.model.experts import ACTIVATIONS, ROW_BLOCK, Dispatch, ExpertSource, MoEInput
 
 _aten = torch.ops.aten
 _gelu_tanh_backward = partial(_aten.gelu_backward, approximate="tanh")
@@ -110,14 +110,14 @@ class _Experts(torch.autograd.Function):
 
 
 def _experts_of(slots: Dispatch, weights: Tensor, x_TH: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of each expert: its span of slots, then rows and weights `[N, 1]`, padded to a multiple of _ROW_BLOCK where run_experts pads too.
+    """Of each expert: its span of slots, then rows and weights `[N, 1]`, padded to a multiple of ROW_BLOCK where run_experts pads too.
 
     A padded slot is token 0 with weight 0. It adds nothing to any gradient; only the gradients of weights must leave it out.
     """
     pads = x_TH.dtype == torch.bfloat16 and not x_TH.is_cuda
     for start, stop in zip(slots.starts, slots.starts[1:], strict=False):
         rows_N, weights_N = slots.rows[start:stop], weights[start:stop]
-        missing = -(stop - start) % _ROW_BLOCK if pads else 0
+        missing = -(stop - start) % ROW_BLOCK if pads else 0
         if missing:
             rows_N, weights_N = F.pad(rows_N, (0, missing)), F.pad(weights_N, (0, missing))
         yield slice(start, stop), rows_N, weights_N[:, None]

@@ -92,11 +92,20 @@ def test_missing_path_names_near_ones(model):
     assert "does not exist" in refused("weights/model.safetensors").message
 
 
-def test_demo_is_not_a_hub_id(tmp_path, monkeypatch):
+def test_demo_is_the_built_in_model_whatever_lies_around(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refused("demo").message == "the model `demo` is not part of this version"
     config(tmp_path / "demo")
-    assert locate("demo").folder == Path("demo")
+    location = locate("demo")
+    assert (location.name, location.folder.name, location.revision) == ("demo", "demo_model", None)
+    assert location.folder == location.weights
+    assert locate("./demo").folder == Path("demo")
+
+
+def test_an_installation_without_the_built_in_model_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("moectl.checkpoint.locate._DEMO_FOLDER", tmp_path)
+    error = refused("demo")
+    assert error.message == "the built-in model is not part of this installation"
+    assert "make demo-model" in (error.hint or "")
 
 
 def test_folder_without_config_says_what_is_inside(tmp_path):
