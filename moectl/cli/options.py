@@ -67,8 +67,9 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="NAME=SOURCE",
-        help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text or .jsonl, "
-        ".npy token ids, or demo: five built-in domains. NAME= may be left out. Default: demo.",
+        help="Text to route; repeat it to compare domains. SOURCE is a file, folder or glob of text, .jsonl, .json or "
+        ".parquet rows, or .npy token ids; hf://datasets/org/name/file on the Hub; or demo: five built-in domains. NAME= may be left out. "
+        "Default: demo.",
         rich_help_panel=INPUT,
         show_default=False,
     ),
@@ -88,7 +89,7 @@ SeqLenOption = Annotated[
     typer.Option("--seq-len", metavar="N", parser=_count("--seq-len"), help="Cut sequences at N tokens.", rich_help_panel=INPUT),
 ]
 TextFieldOption = Annotated[
-    str, typer.Option("--text-field", metavar="KEY", help="Where .jsonl rows keep their text.", rich_help_panel=INPUT)
+    str, typer.Option("--text-field", metavar="KEY", help="Where rows keep their text, or the messages of a chat.", rich_help_panel=INPUT)
 ]
 SkipSpecialOption = Annotated[
     bool, typer.Option("--skip-special", metavar="", help="Leave special tokens such as BOS out of the counts.", rich_help_panel=INPUT)

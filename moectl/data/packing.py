@@ -1,7 +1,7 @@
 """Domains: every source of one name as one stream of token ids, cut into sequences.
 
-Documents are joined, cut at `seq_len` and never padded; the tail is its own shorter sequence and nothing crosses from one
-domain to the next. Does not shuffle and does not split into batches.
+Documents are joined with the tokenizer's BOS and EOS (chats as their template wrote them), cut at `seq_len` and never padded; the tail
+is its own shorter sequence and nothing crosses from one domain to the next. Does not shuffle and does not split into batches.
 
     domains = load_domains(["wiki=wiki.txt"], folder=Path("checkpoint"), vocab_size=50304, seq_len=1024, tokens=4096)
     first_T = domains[0].token_ids[: domains[0].offsets[1]]
@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from moectl.data.documents import document_blocks
+from moectl.data.chat import Chat
+from moectl.data.documents import documents
+from moectl.data.hub_files import download_hub_file
+from moectl.data.row_text import DEFAULT_FIELD, RowText
 from moectl.data.sources import Source, parse_sources
 from moectl.data.token_files import read_token_file
 from moectl.data.tokenizer import TextTokenizer, has_tokenizer, load_tokenizer
@@ -56,11 +59,11 @@ class Domain:
 
 
 def load_domains(
-    specs: Sequence[str], *, folder: Path, vocab_size: int, seq_len: int, tokens: int | None = None, text_field: str = "text"
+    specs: Sequence[str], *, folder: Path, vocab_size: int, seq_len: int, tokens: int | None = None, text_field: str = DEFAULT_FIELD
 ) -> list[Domain]:
     """Read every `[NAME=]SOURCE`, at most `tokens` tokens per domain, in order of first mention.
 
-    `folder` is the model's, for its tokenizer. With `tokens` only the part of the sources that is needed is read and
+    `folder` is the model's, for its tokenizer and chat template. With `tokens` only the part of the sources that is needed is read and
     checked. Rows of a 2-D `.npy` stay sequences whatever `seq_len`; the last one read may be cut by `tokens`.
     Raises UsageError, DataError (also for an id at or above `vocab_size`), ModelError (corrupt tokenizer), ResourceError.
     """
@@ -72,13 +75,14 @@ def load_domains(
     # Token ids need no tokenizer, but if there is one it says which of them are special.
     needs_tokenizer = any(file.kind != "npy" for files in sources.values() for file in files)
     tokenizer = load_tokenizer(folder) if needs_tokenizer or has_tokenizer(folder) else None
+    rows = RowText(text_field, Chat(folder))
     domains = []
     for name, files in sources.items():
         if files[0].kind == "npy":
             token_ids, lengths, n_documents = _from_token_files(files, vocab_size=vocab_size, seq_len=seq_len, tokens=tokens)
         else:
             assert tokenizer is not None
-            token_ids, n_documents = _from_text(files, tokenizer, vocab_size=vocab_size, tokens=tokens, text_field=text_field)
+            token_ids, n_documents = _from_text(files, tokenizer, vocab_size=vocab_size, tokens=tokens, rows=rows)
             lengths = _cut(len(token_ids), seq_len)
         if not len(token_ids):
             raise DataError(
@@ -89,15 +93,16 @@ def load_domains(
 
 
 def _from_text(
-    files: Sequence[Source], tokenizer: TextTokenizer, *, vocab_size: int, tokens: int | None, text_field: str
+    files: Sequence[Source], tokenizer: TextTokenizer, *, vocab_size: int, tokens: int | None, rows: RowText
 ) -> tuple[np.ndarray[Any, np.dtype[np.int32]], int]:
     """The joined ids of all documents, and how many gave any. Pulls no document and no block that is not needed."""
     joined = array("i")  # grows in place, where joining numpy arrays would hold everything twice
     n_documents = 0
+    in_part = tokens is not None
     for file in files:
-        for blocks in document_blocks(file, text_field):
+        for document in documents(file, rows, in_part=in_part):
             n_before = len(joined)
-            for ids in tokenizer.encode_blocks(blocks, in_part=tokens is not None):
+            for ids in tokenizer.encode_blocks(document.blocks, in_part=in_part, add_special_tokens=not document.is_chat):
                 wanted = ids if tokens is None else ids[: tokens - len(joined)]
                 _check_ids(wanted, file, tokenizer, vocab_size)
                 joined.frombytes(wanted.tobytes())
@@ -116,7 +121,8 @@ def _from_token_files(
     for file in files:
         if n_tokens == tokens:
             break
-        read = read_token_file(file.path, vocab_size=vocab_size, seq_len=seq_len, limit=None if tokens is None else tokens - n_tokens)
+        path = file.path if file.hub is None else download_hub_file(file.hub)
+        read = read_token_file(path, vocab_size=vocab_size, seq_len=seq_len, limit=None if tokens is None else tokens - n_tokens)
         parts.append(read.ids_T)
         lengths += read.lengths_N
         n_documents += read.n_documents
@@ -151,12 +157,12 @@ def _check_ids(ids: np.ndarray[Any, np.dtype[np.int32]], file: Source, tokenizer
     if len(too_high):
         first = int(too_high[0])
         raise DataError(
-            f"the tokenizer gives the id `{first}` (`{tokenizer.token(first)}`) for `{file.path}`, "
+            f"the tokenizer gives the id `{first}` (`{tokenizer.token(first)}`) for `{file.label}`, "
             f"which is not below the model's vocabulary of {vocab_size}",
             hint="tokenizer and model do not belong together: copy the model's own tokenizer files beside its `config.json`",
         )
 
 
 def _listing(files: Sequence[Source]) -> str:
-    names = ", ".join(f"`{file.path}`" for file in files[:3])
+    names = ", ".join(f"`{file.label}`" for file in files[:3])
     return names if len(files) <= 3 else f"{names} and {len(files) - 3} more"

@@ -1,6 +1,6 @@
 """From `[NAME=]SOURCE` on the command line to named domains of files, in a fixed order.
 
-Only names and folders are looked at here; `documents.py` and `token_files.py` read what is inside the files.
+Only names and folders are looked at here, and for `hf://` what the Hub lists; `documents.py` and `token_files.py` read the files.
 
     parse_sources(["wiki=wiki.jsonl.gz", "code=src/"])
     # {"wiki": (Source(PosixPath("wiki.jsonl.gz"), "jsonl"),), "code": (Source(PosixPath("src/a.py"), "text"), ...)}
@@ -15,33 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from moectl.data import demo
+from moectl.data.file_kinds import COMPRESSED_SUFFIXES, READABLE, Kind, is_searched_for, kind_of
+from moectl.data.hub_files import SCHEME, HubFile, find_hub_files, hub_path
 from moectl.errors import DataError, UsageError, from_os_error
-
-Kind = Literal["text", "jsonl", "npy", "demo"]
 
 # What is read if the user names nothing.
 DEFAULT_DATA = ("demo",)
-
-COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
-JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-
-# What a folder is searched for. A file named on its own, or by a glob, may have any suffix that is not refused below.
-_TEXT = (
-    ".txt .text .md .markdown .rst .adoc .org .tex .bib .html .htm .xml .csv .tsv .log .srt .yaml .yml .toml .ini .cfg .css .sql "
-    ".py .pyi .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb .php .pl .pm .lua .r .jl .m "
-    ".swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .fish .ps1 .bat .cmake .mk .proto .vim .asm .s"
-)
-TEXT_SUFFIXES = frozenset(_TEXT.split())
-_BINARY = (
-    ".pdf .doc .docx .odt .rtf .xls .xlsx .ppt .pptx .epub .zip .tar .tgz .bz2 .xz .7z .rar .lz4 .bin .pt .pth .ckpt .safetensors .gguf "
-    ".onnx .h5 .hdf5 .npz .pkl .pickle .joblib .arrow .feather .orc .avro .msgpack .tfrecord .mds .idx .sqlite .db .png .jpg .jpeg .gif "
-    ".webp .mp3 .wav .flac .mp4 .mkv .so .o .a .dll .exe .pyc .class .jar .whl"
-)
-_BINARY_SUFFIXES = frozenset(_BINARY.split())
-READABLE = "this version reads UTF-8 text, `.jsonl` (both also `.gz` and `.zst`), `.npy` token ids, and folders and globs of them"
 
 # `experts.parquet` uses `all` for the sum over domains.
 _RESERVED_NAME = "all"
@@ -52,13 +33,20 @@ _DEMO_SPLITS = {"demo": "heldout"} | {f"demo:{split}": split for split in demo.S
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file to read and how: `text` is one document, `jsonl` one per row, `npy` token ids.
+    """One file to read and how: `text` is one document, `jsonl`, `json` and `parquet` one per row, `npy` token ids.
 
-    A `demo` source is no file but one domain of the built-in data; its path is only a label, `demo:SPLIT/DOMAIN`.
+    With `hub` it is a file of a dataset on the Hub, and `path` its place there. A `demo` source is no file but one domain of the built-in
+    data; its path is only a label, `demo:SPLIT/DOMAIN`.
     """
 
     path: Path
     kind: Kind
+    hub: HubFile | None = None
+
+    @property
+    def label(self) -> str:
+        """The file's name in messages."""
+        return str(self.path) if self.hub is None else self.hub.label
 
 
 def parse_sources(specs: Sequence[str]) -> dict[str, tuple[Source, ...]]:
@@ -87,20 +75,7 @@ def parse_sources(specs: Sequence[str]) -> dict[str, tuple[Source, ...]]:
 
 def source_of(path: Path) -> Source:
     """How to read the file `path`, from its suffixes. Raises DataError, by name, for a kind that is not read."""
-    suffix, compressed = _suffix(path)
-    if suffix == ".npy" and not compressed:
-        return Source(path, "npy")
-    if suffix in JSONL_SUFFIXES:
-        return Source(path, "jsonl")
-    if suffix == ".parquet":
-        hint = "convert it: `pandas.read_parquet(IN).to_json(OUT, orient='records', lines=True)` with an OUT that ends in `.jsonl`"
-        raise DataError(f"cannot read `{path}`: `.parquet` is not read by this version", hint=hint)
-    if suffix == ".json":
-        hint = "write one JSON object per line and name it `.jsonl`, for example with `jq -c '.[]'`"
-        raise DataError(f"cannot read `{path}`: `.json` is not read by this version", hint=hint)
-    if suffix in _BINARY_SUFFIXES or suffix == ".npy":
-        raise DataError(f"cannot read `{path}`: a `{''.join(path.suffixes[-1 - compressed :])}` file is not text", hint=READABLE)
-    return Source(path, "text")
+    return Source(path, kind_of(path, str(path)))
 
 
 def _split_spec(spec: str) -> tuple[str | None, str]:
@@ -120,8 +95,8 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
 def _expand(location: str) -> tuple[Source, ...]:
     if location in _DEMO_SPLITS:
         return tuple(Source(Path(f"demo:{_DEMO_SPLITS[location]}", domain), "demo") for domain in demo.DOMAINS)
-    if location.startswith("hf://"):
-        raise DataError(f"cannot read `{location}`: `hf://` is not read by this version", hint="download the file first and pass its path")
+    if location.startswith(SCHEME):
+        return tuple(Source(Path(file.path), kind_of(Path(file.path), file.label), file) for file in find_hub_files(location))
     path = Path(location)
     try:
         if path.is_dir():
@@ -160,22 +135,15 @@ def _folder(folder: Path) -> tuple[Source, ...]:
             path = Path(parent, name)
             if name.startswith(".") or not path.is_file():
                 continue
-            suffix, _ = _suffix(path)
-            if suffix in TEXT_SUFFIXES or suffix in JSONL_SUFFIXES:
+            if is_searched_for(path):
                 found.append(path)
             else:
                 others[path.suffix or "without a suffix"] += 1
     if not found:
         listing = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items())) or "nothing"
-        hint = f"{READABLE}; other files need their own name or a glob such as `{folder}/*.npy`"
-        raise DataError(f"no text or `.jsonl` file in the folder `{folder}` (found: {listing})", hint=hint)
+        hint = f"{READABLE}; other files need their own name or a glob such as `{folder}/*.npy` or `{folder}/*.json`"
+        raise DataError(f"no text, `.jsonl` or `.parquet` file in the folder `{folder}` (found: {listing})", hint=hint)
     return tuple(source_of(path) for path in sorted(found))
-
-
-def _suffix(path: Path) -> tuple[str, bool]:
-    """The suffix that says the format, in lower case, and whether a compression suffix follows it."""
-    compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
-    return (Path(path.stem) if compressed else path).suffix.lower(), compressed
 
 
 def _default_name(location: str) -> str:
@@ -183,18 +151,23 @@ def _default_name(location: str) -> str:
 
     `wiki.jsonl.gz` -> `wiki`, `v1.5.txt` -> `v1.5`, `logs/wiki-*.jsonl` -> `wiki`, `src/**/*.py` -> `src`.
     """
+    if location.startswith(SCHEME):
+        path = Path(hub_path(location))
+        return _name_of_pattern(path) if glob.has_magic(path.name) else _stem(path)
     path = Path(location)
     if path.is_dir():
         return path.name if path.name not in ("", "..") else path.resolve().name
-    stem = path.name
-    if Path(stem).suffix.lower() in COMPRESSED_SUFFIXES:
-        stem = Path(stem).stem
-    stem = Path(stem).stem
-    if path.exists() or not glob.has_magic(location):
-        return stem
+    return _stem(path) if path.exists() or not glob.has_magic(location) else _name_of_pattern(path)
+
+
+def _stem(path: Path) -> str:
+    return Path(path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name).stem
+
+
+def _name_of_pattern(path: Path) -> str:
     # Without a fixed part in the file's pattern, the last folder without a wildcard.
     parent = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-    return _fixed_text(stem) or parent.resolve().name
+    return _fixed_text(_stem(path)) or parent.resolve().name
 
 
 def _fixed_text(pattern: str) -> str:

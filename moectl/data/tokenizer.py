@@ -1,6 +1,6 @@
 """The model's own tokenizer: `tokenizer.json` as it is, with the BOS and EOS of the files beside it.
 
-Holds no vocabulary of its own and knows no chat templates. The size of the tokenizer says nothing about the size of the
+Holds no vocabulary of its own and knows no chat templates (`chat.py` does). The size of the tokenizer says nothing about the size of the
 model's embedding: models pad it, and ids the tokenizer does not know are legal.
 
     tokenizer = load_tokenizer(Path("checkpoint"))
@@ -50,19 +50,21 @@ class TextTokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def encode_blocks(self, blocks: Iterator[str], *, in_part: bool = False) -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:
+    def encode_blocks(
+        self, blocks: Iterator[str], *, in_part: bool = False, add_special_tokens: bool = True
+    ) -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:
         """The ids of `encode_document` of the joined blocks, piece by piece, in the memory of a window of text.
 
         Empty text gives nothing, not even BOS and EOS. Reads no block before it is needed; `in_part` says that the
-        caller may stop early.
+        caller may stop early. Without `add_special_tokens` there are only those that the text spells out, as in a chat.
         """
         last_id, n_pieces = None, 0
-        for piece in encode_windows(self._tokenizer, blocks, in_part=in_part):
-            ids = piece if n_pieces else self._with_bos(piece)
+        for piece in encode_windows(self._tokenizer, blocks, in_part=in_part, add_special_tokens=add_special_tokens):
+            ids = self._with_bos(piece) if add_special_tokens and not n_pieces else piece
             last_id = ids[-1] if ids else last_id
             n_pieces += 1
             yield np.array(ids, np.int32)
-        if n_pieces and self.eos_id is not None and last_id != self.eos_id:
+        if add_special_tokens and n_pieces and self.eos_id is not None and last_id != self.eos_id:
             yield np.array([self.eos_id], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -113,14 +115,18 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises the bare class
         raise ModelError(f"`{path}` is not a tokenizer that can be read: {error}", hint="fetch the file again") from error
-    settings = _read_json(folder / "tokenizer_config.json")
-    names = _read_json(folder / "special_tokens_map.json") | settings
-    bos_id = _token_id(tokenizer, names, "bos_token", folder)
-    eos_id = _token_id(tokenizer, names, "eos_token", folder)
+    settings = read_settings(folder)
+    bos_id = _token_id(tokenizer, settings, "bos_token", folder)
+    eos_id = _token_id(tokenizer, settings, "eos_token", folder)
     for name in ("generation_config.json", "config.json"):
         if eos_id is None:
             eos_id = _first_id(_read_json(folder / name).get("eos_token_id"), folder / name)
     return TextTokenizer(tokenizer, bos_id=bos_id, eos_id=eos_id, add_bos=settings.get("add_bos_token") is True)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json`, and below it `special_tokens_map.json`, say; empty without them. Raises ModelError."""
+    return _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
 
 
 def _no_tokenizer(folder: Path) -> DataError:

@@ -40,8 +40,10 @@ _PROBE = "The quick\n\nbrown fox jumps over 13 lazy dogs"
 _Placed = tuple[int, int, int, bool]
 
 
-def encode_windows(tokenizer: Tokenizer, blocks: Iterator[str], *, in_part: bool = False) -> Iterator[list[int]]:
-    """The ids of the document that `blocks` join to, in order, with what the post-processor adds at its two ends.
+def encode_windows(
+    tokenizer: Tokenizer, blocks: Iterator[str], *, in_part: bool = False, add_special_tokens: bool = True
+) -> Iterator[list[int]]:
+    """The ids of the document that `blocks` join to, in order, with what the post-processor adds at its two ends, if it may.
 
     `in_part`: the caller may stop early, so the first windows are short. No block is read before it is needed. Empty text
     gives nothing at all; else the last piece, and no other, may be empty.
@@ -51,7 +53,7 @@ def encode_windows(tokenizer: Tokenizer, blocks: Iterator[str], *, in_part: bool
     text, ended = reader.take(size)
     if ended:
         if text:
-            yield tokenizer.encode_batch_fast([text])[0].ids
+            yield tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return
     splits_words = _splits_words(tokenizer)
     moves = splits_words or _is_bpe(tokenizer)
@@ -60,7 +62,7 @@ def encode_windows(tokenizer: Tokenizer, blocks: Iterator[str], *, in_part: bool
     text_before = ""
     seam: list[_Placed] = []
     while True:
-        encoding = tokenizer.encode(text)
+        encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
         ids = encoding.ids
         if seam:
             joined = _behind_seam(encoding, ids, seam)

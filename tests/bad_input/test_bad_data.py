@@ -51,6 +51,9 @@ DATA = {
     "bad-line": (jsonl('{"text": "fine"}', '{"text": '), ("`rows.jsonl` line 2 is not JSON",), "one whole JSON object"),
     "not-an-object": (jsonl("[1]"), ("`rows.jsonl` line 1 is a JSON list, not an object",), "write rows like"),
     "not-a-string": (jsonl('{"text": 3}'), ("line 1: the field `text` is a number, not a string",), "--text-field"),
+    "chat": (jsonl('{"messages": [{"role": "user", "content": "Hi"}]}'), ("`rows.jsonl` line 1 is a chat", "`model`"), "--text-field"),
+    "json-cut-off": (file("rows.json", b'[{"text": "a"},'), ("`rows.json` row 2 (line 1) is not JSON",), "one whole JSON object"),
+    "parquet-truncated": (file("rows.parquet", b"PAR1"), ("`rows.parquet` is not a whole Parquet file",), "again"),
     "id-too-large": (
         ids(1, 2, VOCAB_SIZE, 4),
         (f"the token id `{VOCAB_SIZE}` in `ids.npy` (position 2) is not below the model's vocabulary of {VOCAB_SIZE}",),
@@ -60,7 +63,11 @@ DATA = {
     "id-negative": (ids(1, -1), ("the token id `-1` in `ids.npy` (position 1) is negative",), "ids must be"),
     "floats": (ids(0.5), ("`ids.npy` holds float64, not integers",), "numpy.save"),
     "npy-truncated": (file("ids.npy", b"\x93NUMPY\x01\x00"), ("`ids.npy` is not a whole `.npy` array",), "numpy.save"),
-    "empty-folder": (lambda: Path("empty").mkdir() or "empty", ("no text or `.jsonl` file in the folder `empty`",), "other files"),
+    "empty-folder": (
+        lambda: Path("empty").mkdir() or "empty",
+        ("no text, `.jsonl` or `.parquet` file in the folder `empty`",),
+        "other files",
+    ),
 }  # fmt: skip
 
 
@@ -69,6 +76,12 @@ def test_data_that_cannot_be_used(model, refused, case):
     write, message, hint = DATA[case]
     refusal = refused("model", "--data", "text.txt", "--data", write(), "--output", "out", "--trace", code=5)
     assert_says(refusal, message, hint)
+
+
+def test_a_dataset_without_the_network(model, refused, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refusal = refused("model", "--data", "text.txt", "--data", "hf://datasets/org/name/a.jsonl", "--output", "out", code=5)
+    assert_says(refusal, ("`hf://datasets/org/name/a.jsonl` is not in the Hub cache, and `HF_HUB_OFFLINE`",), "unset")
 
 
 def test_a_tokenizer_of_another_model(model, refused):

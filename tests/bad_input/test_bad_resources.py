@@ -40,7 +40,9 @@ class FullDisk(io.FileIO):
 
 
 @pytest.mark.parametrize("room", [0, 100])
-@pytest.mark.parametrize("name", ["experts.parquet", "layers.parquet", "coactivation.safetensors", "summary.json", "trace.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["experts.parquet", "layers.parquet", "coactivation.safetensors", "report.html", "summary.json", "trace.safetensors"]
+)
 def test_a_disk_that_fills_up(model, refused, monkeypatch, name, room):
     real = Path.open
     filled = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moectl.data.chat import Chat
 from moectl.data.documents import documents
-from moectl.data.sources import source_of
+from moectl.data.row_text import RowText
+from moectl.data.sources import Source, source_of
 from moectl.errors import DataError, ResourceError
 
 _COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -29,7 +31,11 @@ def _write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def _read(path: Path, text_field: str = "text") -> list[str]:
-    return list(documents(source_of(path), text_field))
+    return list(_texts(source_of(path), text_field))
+
+
+def _texts(source: Source, text_field: str = "text") -> Iterator[str]:
+    return ("".join(document.blocks) for document in documents(source, RowText(text_field, Chat(source.path.parent))))
 
 
 @pytest.mark.parametrize("suffix", _COMPRESS)
@@ -55,8 +61,8 @@ def test_text_is_kept_as_it_is(suffix: str, text: str, tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
 def test_characters_across_blocks(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moectl.data.documents._BLOCK_BYTES", max(block, 3))
-    monkeypatch.setattr("moectl.data.documents._ZSTD_BLOCK_BYTES", block)
+    monkeypatch.setattr("moectl.data.text_files.BLOCK_BYTES", max(block, 3))
+    monkeypatch.setattr("moectl.data.opening._ZSTD_BLOCK_BYTES", block)
     text = "a\r\nü日本\U0001f600\n" * 20
     for suffix in _COMPRESS:
         assert _read(_write(tmp_path, f"a.txt{suffix}", "\ufeff" + text)) == [text]
@@ -76,9 +82,9 @@ def test_frames_and_members_after_one_another(tmp_path: Path) -> None:
     [
         ('{"body": "x", "id": 1}', r"`.*a\.jsonl` line 3 has no field `text` \(its fields: `body`, `id`\)$", "--text-field"),
         ("{}", r"line 3 has no field `text` \(its fields: none\)", "--text-field"),
-        ('{"messages": []}', r"line 3 has no field `text` .*chat rows with `messages` are not read by this version", "one string"),
+        ('{"messages": "hello"}', r"line 3: the field `messages` is a string, not a list of messages with `role`", "--text-field"),
+        ('{"messages": [3]}', r"line 3 is a chat, and the model has no chat template: looked for .*jinja` and ", "instruction-tuned"),
         ('{"text": 5}', r"line 3: the field `text` is a number, not a string", "--text-field"),
-        ('{"text": null}', r"line 3: the field `text` is a null", "--text-field"),
         ('{"text": ["a"]}', r"line 3: the field `text` is a list", "--text-field"),
         ('{"text": "a"', r"line 3 is not JSON: .* at column", "whole JSON object"),
         ("plain words", r"line 3 is not JSON", r"\.txt"),
@@ -92,13 +98,25 @@ def test_frames_and_members_after_one_another(tmp_path: Path) -> None:
 )
 def test_bad_rows_name_their_line(row: str, message: str, hint: str, tmp_path: Path) -> None:
     path = _write(tmp_path, "a.jsonl", '{"text": "good"}\n\n' + row + "\n")
-    reader = documents(source_of(path))
+    reader = _texts(source_of(path))
     assert next(reader) == "good"
     with pytest.raises(DataError, match=message) as caught:
         next(reader)
     assert caught.value.exit_code == 5
     assert hint in str(caught.value.hint).replace("\\", "") or hint == r"\.txt"
     str(caught.value).encode()
+
+
+def test_a_null_is_an_empty_document(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path, "a.jsonl", '{"text": null}\n{"text": null, "messages": []}\n{"messages": null}')) == [""] * 3
+    assert _read(_write(tmp_path, "a.jsonl", '{"body": null, "messages": [{"role": "user"}]}'), "body") == [""]
+
+
+def test_chats_are_not_taken_for_a_field_that_was_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.jsonl", '{"messages": [{"role": "user", "content": "x"}]}')
+    with pytest.raises(DataError, match=r"has no field `body` \(its fields: `messages`\)") as caught:
+        _read(path, "body")
+    assert "`--text-field messages`" in str(caught.value.hint)
 
 
 def test_other_text_field(tmp_path: Path) -> None:
@@ -153,7 +171,7 @@ def test_cut_off_or_corrupt_compression(name: str, suffix: str, kind: str, tmp_p
 def test_a_file_that_is_gone_or_closed(tmp_path: Path) -> None:
     source = source_of(tmp_path / "gone.txt")
     with pytest.raises(ResourceError, match=r"cannot read `.*gone\.txt`"):
-        list(documents(source))
+        list(_texts(source))
 
 
 def test_rows_are_streamed(tmp_path: Path) -> None:
@@ -162,7 +180,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     path.write_bytes(zstandard.ZstdCompressor().compress(row.encode() * 5000))
     tracemalloc.start()
     try:
-        assert sum(len(text) for text in documents(source_of(path))) == 50_000_000
+        assert sum(len(text) for text in _texts(source_of(path))) == 50_000_000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

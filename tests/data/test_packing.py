@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moectl.data.documents import Document
 from moectl.data.packing import Domain, load_domains
+from moectl.data.row_text import RowText
 from moectl.data.sources import Source
 from moectl.data.tokenizer import load_tokenizer
 from moectl.errors import DataError, ModelError, UsageError
@@ -150,7 +152,7 @@ def test_any_window_gives_the_same_ids(
         patch.setattr("moectl.data.windows._FIRST_CHARS", window_chars)
         patch.setattr("moectl.data.windows._WINDOW_CHARS", 2 * window_chars)
         patch.setattr("moectl.data.windows._MARGIN_CHARS", 64)
-        patch.setattr("moectl.data.documents._BLOCK_BYTES", block)
+        patch.setattr("moectl.data.text_files.BLOCK_BYTES", block)
         (domain,) = _load([str(path)], model_folders[kind], tokens=tokens)
     assert domain.token_ids.tolist() == load_tokenizer(model_folders[kind]).encode_document(text)[:tokens]
 
@@ -170,12 +172,13 @@ def test_the_bound_stops_reading_a_long_file(model_folders: dict[str, Path], tmp
 def test_the_bound_stops_pulling_documents(model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pulled: list[int] = []
 
-    def endless(source: Source, text_field: str) -> Iterator[Iterator[str]]:
+    def endless(source: Source, rows: RowText, *, in_part: bool) -> Iterator[Document]:
+        assert in_part
         for i in range(50):
             pulled.append(i)
-            yield iter(("The quick brown fox",))
+            yield Document(iter(("The quick brown fox",)))
 
-    monkeypatch.setattr("moectl.data.packing.document_blocks", endless)
+    monkeypatch.setattr("moectl.data.packing.documents", endless)
     n = len(load_tokenizer(model_folders["plain"]).encode_document("The quick brown fox"))
     (domain,) = _load([str(_jsonl(tmp_path / "a.jsonl", []))], model_folders["plain"], tokens=5 * n)
     assert (domain.n_tokens, domain.n_documents, len(pulled)) == (5 * n, 5, 5)

@@ -42,6 +42,9 @@ def _names(specs: list[str]) -> dict[str, list[str]]:
         ("wiki.JSONL.ZST", "wiki", "jsonl"),
         ("wiki.ndjson", "wiki", "jsonl"),
         ("wiki.npy", "wiki", "npy"),
+        ("wiki.json", "wiki", "json"),
+        ("wiki.JSON.gz", "wiki", "json"),
+        ("wiki.parquet", "wiki", "parquet"),
         ("wiki.en.jsonl.gz", "wiki.en", "jsonl"),
         ("v1.5.txt", "v1.5", "text"),
     ],
@@ -84,8 +87,10 @@ def test_a_folder_is_read_in_order_without_hidden_and_unknown_files() -> None:
         "src/w.npy",
         "src/x.json",
         "src/y.bin",
+        "src/z/d.parquet",
+        "src/z/e.parquet.gz",
     )
-    assert _names(["src"]) == {"src": ["src/a/z.md", "src/a.txt", "src/b.py", "src/c.jsonl.zst"]}
+    assert _names(["src"]) == {"src": ["src/a/z.md", "src/a.txt", "src/b.py", "src/c.jsonl.zst", "src/z/d.parquet"]}
     assert list(_names(["src/"])) == ["src"]
     assert list(_names([f"{Path.cwd()}/src/../src"])) == ["src"]
 
@@ -96,10 +101,10 @@ def test_the_working_folder_has_a_name() -> None:
 
 
 def test_a_folder_without_text_says_what_it_holds() -> None:
-    _touch("src/a.parquet", "src/b.npy", "src/c.npy", "src/LICENSE")
-    with pytest.raises(DataError, match=r"folder `src` \(found: 2 \.npy, 1 \.parquet, 1 without a suffix\)") as caught:
+    _touch("src/a.json", "src/b.npy", "src/c.npy", "src/LICENSE")
+    with pytest.raises(DataError, match=r"folder `src` \(found: 1 \.json, 2 \.npy, 1 without a suffix\)") as caught:
         parse_sources(["src"])
-    assert "`src/*.npy`" in str(caught.value.hint)
+    assert "`src/*.npy` or `src/*.json`" in str(caught.value.hint)
     Path("empty").mkdir()
     with pytest.raises(DataError, match=r"`empty` \(found: nothing\)"):
         parse_sources(["empty"])
@@ -128,19 +133,17 @@ def test_a_file_named_like_a_pattern_is_that_file() -> None:
 
 
 def test_a_pattern_that_matches_nothing_or_something_unreadable() -> None:
-    _touch("d/a.txt", "d/b.parquet")
+    _touch("d/a.txt", "d/b.arrow")
     with pytest.raises(DataError, match=r"no file matches `d/\*\.md`"):
         parse_sources(["d/*.md"])
-    with pytest.raises(DataError, match=r"`d/b\.parquet`: `\.parquet` is not read by this version"):
+    with pytest.raises(DataError, match=r"`d/b\.arrow`: a `\.arrow` file is not text"):
         parse_sources(["d/*"])
 
 
 @pytest.mark.parametrize(
     ("spec", "message", "hint"),
     [
-        ("x.parquet", r"`x\.parquet`: `\.parquet` is not read", "to_json"),
-        ("x.json", r"`\.json` is not read", r"\.jsonl"),
-        ("x.json.gz", r"`\.json` is not read", r"\.jsonl"),
+        ("x.parquet.gz", r"`x\.parquet\.gz`: compressed `\.parquet` is not read", "decompress"),
         ("x.pdf", r"a `\.pdf` file is not text", "UTF-8 text"),
         ("x.docx", r"`\.docx`", "UTF-8 text"),
         ("x.zip", r"`\.zip`", "UTF-8 text"),
@@ -150,8 +153,10 @@ def test_a_pattern_that_matches_nothing_or_something_unreadable() -> None:
         ("x.npy.gz", r"`\.npy\.gz`", "UTF-8 text"),
         ("demo:test", "the built-in demo data has no part `demo:test`", r"`demo:train`; a path is `\./demo:"),
         ("d=demo:", "has no part `demo:`", r"\./demo"),
-        ("hf://datasets/org/name/a.jsonl", "`hf://datasets/org/name/a.jsonl`: `hf://` is not read", "download"),
-        ("n=hf://datasets/a/b", "`hf://datasets/a/b`", "download"),
+        ("hf://org/name/a.jsonl", "`hf://org/name/a.jsonl`: it names no file of a dataset", "hf://datasets/org/name/path"),
+        ("n=hf://datasets/a/b", "`hf://datasets/a/b`: it names no file", "hf://datasets/org/name/path"),
+        ("hf://datasets/a/b/", "it names no file", "patterns"),
+        ("hf://datasets/a@b/c.txt", "it names no file", "patterns"),
     ],
 )
 def test_refused_by_name(spec: str, message: str, hint: str) -> None:
