@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,10 @@ class Output(NamedTuple):
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
     @property
+    def page(self) -> str:
+        return (self.folder / "report.html").read_text(encoding="utf-8")
+
+    @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
 
@@ -60,14 +65,22 @@ def route(output: Path, model: Path, *arguments: str | Path) -> Output:
     return Output(output)
 
 
+def without_circumstances(page: str) -> str:
+    """A page without what it says of how it was made: throughput, provenance and the command."""
+    data = re.search(r'(?<=id="data">).*?(?=</script>)', page)[0]
+    kept = json.dumps(varying_removed(json.loads(data)), sort_keys=True)
+    return re.sub(r'(?s)<dl class="provenance">.*?</dl>|<pre><code>.*?</code></pre>', "", page.replace(data, kept))
+
+
 def varying_removed(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in ("throughput", "provenance")}
 
 
 def same_files(a: Output, b: Output) -> None:
-    """Every file byte for byte, JSON but for throughput and provenance."""
+    """Every file byte for byte, JSON and the page but for throughput and provenance."""
     assert sorted(os.listdir(a.folder)) == sorted(os.listdir(b.folder))
     for name in os.listdir(a.folder):
-        if name != "summary.json":
+        if name not in ("summary.json", "report.html"):
             assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes(), name
     assert varying_removed(a.summary) == varying_removed(b.summary)
+    assert without_circumstances(a.page) == without_circumstances(b.page)

@@ -9,7 +9,7 @@ Shapes: T tokens of the micro-batch (B x S, row-major over `batch.ids_BS`), K sl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MoELayerInfo:
-    """An MoE layer: `layer` is the decoder layer's own index in the checkpoint."""
+    """An MoE layer: `layer` is the decoder layer's own index in the checkpoint.
+
+    `score` turns logits into scores; `correction_bias`: a bias takes part in the selection, but not in the weights.
+    """
 
     layer: int
     n_experts: int
     top_k: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    correction_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class RoutingEvent:
     `expert_ids_TK` int64: the experts executed for each token, in no particular order; -1 where a slot ran no expert.
     `weights_TK`: combine weights as applied (after normalisation and scaling), float32 or the model's dtype.
     `logits_TE`: the router's raw logits, before any activation or correction bias.
+    `choice_TE`: what the top K was taken of, float32, where that is not the order of the logits: score + correction bias, minus infinity
+    outside the groups allowed. None if the logits decide.
     """
 
     layer: int
@@ -40,6 +47,7 @@ class RoutingEvent:
     expert_ids_TK: Tensor
     weights_TK: Tensor
     logits_TE: Tensor
+    choice_TE: Tensor | None = None
 
 
 class Recorder(Protocol):

@@ -16,11 +16,15 @@ from moectl.arch.spec import Router
 
 
 class Routing(NamedTuple):
-    """What a router decided: experts and combine weights per token, and the raw logits they came from."""
+    """What a router decided: experts and combine weights per token, and the raw logits they came from.
+
+    `choice_TE`: what the top K was taken of, where that is not the order of the logits; no gradient flows through it.
+    """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
     logits_TE: Tensor
+    choice_TE: Tensor | None = None
 
 
 def route(spec: Router, x_TH: Tensor, weights: Mapping[str, Tensor]) -> Routing:
@@ -45,7 +49,7 @@ def route(spec: Router, x_TH: Tensor, weights: Mapping[str, Tensor]) -> Routing:
         weights_TK = weights_TK * spec.scale
     if spec.weight_dtype == "model":
         weights_TK = weights_TK.to(x_TH.dtype)
-    return Routing(ids_TK, weights_TK, logits_TE)
+    return Routing(ids_TK, weights_TK, logits_TE, choice_TE if spec.correction_bias or spec.n_group > 1 else None)
 
 
 def _limit_to_groups(choice_TE: Tensor, *, n_group: int, topk_group: int) -> Tensor:

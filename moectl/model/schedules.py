@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.spec import Layer, ModelSpec, MoE, Router
 from moectl.data.batching import MicroBatch
 from moectl.errors import ModelError
 from moectl.model.decoder import Model, OnRouting, run_layer
@@ -28,10 +28,7 @@ Advance = Callable[[float], None]
 
 def moe_layer_infos(spec: ModelSpec) -> tuple[MoELayerInfo, ...]:
     """The MoE layers a run will report on. Raises ModelError if there are none."""
-    infos = tuple(
-        MoELayerInfo(layer=layer.index, n_experts=layer.ffn.router.n_experts, top_k=layer.ffn.router.top_k)  # type: ignore[union-attr]
-        for layer in spec.moe_layers
-    )
+    infos = tuple(_info(layer.index, layer.ffn.router) for layer in spec.moe_layers if isinstance(layer.ffn, MoE))
     if not infos:
         raise ModelError(
             f"this `{spec.model_type}` model is dense: it has no routers to report on", hint="give a Mixture-of-Experts checkpoint"
@@ -68,6 +65,12 @@ def run_layer_major(weights: WeightReader, batches: Sequence[MicroBatch], record
         advance(n_tokens / len(layers))
 
 
+def _info(layer: int, router: Router) -> MoELayerInfo:
+    return MoELayerInfo(
+        layer=layer, n_experts=router.n_experts, top_k=router.top_k, score=router.score, correction_bias=router.correction_bias
+    )
+
+
 def _until_last_router(spec: ModelSpec) -> tuple[Layer, ...]:
     return spec.layers[: spec.moe_layers[-1].index + 1]
 
@@ -86,6 +89,7 @@ def _emitter(batches: Sequence[MicroBatch], recorder: Recorder) -> OnRouting:
                 expert_ids_TK=routing.expert_ids_TK,
                 weights_TK=routing.weights_TK,
                 logits_TE=routing.logits_TE,
+                choice_TE=routing.choice_TE,
             )
         )
 

@@ -15,7 +15,9 @@ from moectl.checkpoint.header import dtype_bits
 from moectl.data.batching import MicroBatch
 from moectl.model.load import Checkpoint
 from moectl.model.runtime import dtype_name, gemm_flops_per_second
+from moectl.model.schedules import moe_layer_infos
 from moectl.plan import ForwardSizes, Plan
+from moectl.routing.counting import arrays
 from moectl.routing.options import RouteStatsOptions
 
 # What a run may take without `--memory`: this share of what is available now, beside what the process has already.
@@ -36,7 +38,7 @@ def plan_run(
     stored = max(dtype_bits(info.dtype) for info in checkpoint.index.tensors.values()) // 8
     # First, so that what the libraries allocate on first use is part of the process.
     flops_per_s = gemm_flops_per_second(dtype, device)
-    process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES
+    process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES + _counting_bytes(checkpoint, batches)
     budget = options.memory or int(psutil.virtual_memory().available * _SHARE_OF_AVAILABLE) + process
     resident = planning.resident_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
     streamed = planning.streamed_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
@@ -85,6 +87,15 @@ def forward_sizes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> Forw
         tokens=sum(batch.ids_BS.size for batch in batches),
         batch_tokens=max(batch.ids_BS.size for batch in batches),
     )
+
+
+def _counting_bytes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> int:
+    """Memory of the counters: what they keep, and what they hold while they count one event."""
+    infos = moe_layer_infos(checkpoint.spec)
+    kept = arrays.planned_bytes(arrays.sizes(infos, max(batch.domain for batch in batches) + 1, batches))
+    E, K, tokens = max(info.n_experts for info in infos), max(info.top_k for info in infos), max(batch.ids_BS.size for batch in batches)
+    # Per token and expert: scores and two more float32 matrices, an int32 one, a byte mask; per slot some int64 and pairs of slots.
+    return kept + tokens * (17 * E + 8 * K * (8 + 2 * K)) + 8 * 3 * E * E
 
 
 def _width(layer: Layer) -> int:

@@ -7,7 +7,8 @@ import pytest
 
 from moectl.data.batching import MicroBatch
 from moectl.model.events import MoELayerInfo
-from moectl.routing.counters import WEIGHT_UNIT, Counters
+from moectl.routing.counters import Counters
+from moectl.routing.counting.selection import WEIGHT_UNIT
 from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
 from moectl.routing.result import RouteStats
 
@@ -36,7 +37,8 @@ def make_stats(
     ones_1T = np.ones((1, per_domain), np.int64)
     batches = [MicroBatch(domain, domain, domain, ones_1T, ones_1T > 0) for domain in range(len(domains))]
     counters = Counters(layers, len(domains), batches)
-    counters.counted_DL[:] = per_domain
+    counts = counters.counts  # a domain of one sequence is one block
+    counts.counted_XL[:] = per_domain
     for layer in range(n_layers):
         base_E = np.exp(rng.normal(0, skew, n_experts))
         for domain in range(len(domains)):
@@ -44,14 +46,14 @@ def make_stats(
             for faint, factor in ((dead, 0.0), (cold, 0.05)):
                 p_E[[expert for where, expert in faint if where == layer]] *= factor
             p_E = p_E / p_E.sum()
-            counters.tokens_DLE[domain, layer] = per_domain if top_k == n_experts else rng.multinomial(per_domain * top_k, p_E)
-    counters.first_choice_DLE[:] = counters.tokens_DLE // top_k
-    counters.weight_DLE[:] = counters.tokens_DLE * round(0.5 / WEIGHT_UNIT)
+            counts.tokens_XLE[domain, layer] = per_domain if top_k == n_experts else rng.multinomial(per_domain * top_k, p_E)
+    counts.first_choice_XLE[:] = counts.tokens_XLE // top_k
+    counts.weight_DLE[:] = counts.tokens_XLE * round(0.5 / WEIGHT_UNIT)
     if overlap is not None:
-        counters.pairs_DL[:] = per_domain - 1
-        counters.overlap_DL[:] = round(overlap * (per_domain - 1) * top_k)
+        counts.pairs_XLG[..., 0] = per_domain - 1
+        counts.overlap_XLG[..., 0] = round(overlap * (per_domain - 1) * top_k)
     for (layer, i, j), count in (pairs or {}).items():
-        counters.slot_pairs_LEE[layer, i, j] = count
+        counts.slot_pairs_LEE[layer, i, j] = count
 
     layer_table = layer_frame(counters, domains)
     for key, values in (metrics or {}).items():

@@ -122,7 +122,11 @@ def test_permuted_experts_permute_the_tables_and_change_no_metric(checkpoints, s
         np.testing.assert_allclose(output.of("weight_sum", domain), sums, rtol=1e-5)
     for position, order in enumerate(order_LE):
         assert (output.coactivation[position] == expected.coactivation[position][np.ix_(order, order)]).all()
-    np.testing.assert_allclose(output.layers.drop(columns="domain"), expected.layers.drop(columns="domain"), rtol=1e-9)
+    # Sums over experts are taken in another order, so scores, like weights, differ in the last bits of float32.
+    of_scores = ["balance_loss", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass", "margin", "effective_used_experts"]
+    others = ["domain", *of_scores]
+    np.testing.assert_allclose(output.layers.drop(columns=others), expected.layers.drop(columns=others), rtol=1e-9)
+    np.testing.assert_allclose(output.layers[of_scores], expected.layers[of_scores], rtol=1e-5)
 
 
 def test_a_single_file_gives_the_tables_of_the_shards(checkpoints, standard, runs, family, tmp_path):

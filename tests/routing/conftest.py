@@ -25,12 +25,12 @@ class Run:
         return sorted(self.events, key=lambda event: (event.batch.index, event.layer))
 
 
-def make_batches(shapes, *, counted=1.0, seed=0):
+def make_batches(shapes, *, counted=1.0, seed=0, vocabulary=1000):
     """`shapes`: (domain, B, S) of each micro-batch."""
     rng = np.random.default_rng(seed)
     batches, first = [], 0
     for index, (domain, B, S) in enumerate(shapes):
-        ids_BS = rng.integers(0, 1000, (B, S))
+        ids_BS = rng.integers(0, vocabulary, (B, S))
         batches.append(MicroBatch(index, domain, first, ids_BS, rng.random((B, S)) < counted))
         first += B
     return batches
@@ -44,19 +44,27 @@ def make_run(
     empty=0.0,
     seed=0,
     dtype=torch.float32,
+    biased=(),
+    spread=1.0,
+    vocabulary=1000,
 ):
-    """`sizes`: (layer, E, K). `empty`: chance that a slot ran no expert. Weights have few values, so ties are common."""
+    """`sizes`: (layer, E, K). `empty`: chance that a slot ran no expert. Weights have few values, so ties are common. `biased`: the layers
+    that select by sigmoid + bias; `spread` of their logits."""
     generator = torch.Generator().manual_seed(seed)
-    layers = [MoELayerInfo(*size) for size in sizes]
-    batches = make_batches(shapes, counted=counted, seed=seed)
+    layers = [MoELayerInfo(*size, *(("sigmoid", True) if size[0] in biased else ())) for size in sizes]
+    batches = make_batches(shapes, counted=counted, seed=seed, vocabulary=vocabulary)
     events = []
     for info, batch in itertools.product(layers, batches):
         T = batch.ids_BS.size
         scores_TE = torch.rand(T, info.n_experts, generator=generator) + 0.1 * torch.arange(info.n_experts)
-        ids_TK = scores_TE.topk(info.top_k, dim=1, sorted=False).indices
+        choice_TE = None
+        if info.correction_bias:
+            scores_TE = spread * torch.randn(scores_TE.shape, generator=generator)
+            choice_TE = scores_TE.sigmoid() + 0.1 * torch.arange(info.n_experts)
+        ids_TK = (scores_TE if choice_TE is None else choice_TE).topk(info.top_k, dim=1, sorted=False).indices
         ids_TK = ids_TK.masked_fill(torch.rand(ids_TK.shape, generator=generator) < empty, -1)
         weights_TK = torch.randint(1, 5, ids_TK.shape, generator=generator) * 0.1
-        events.append(RoutingEvent(info.layer, batch, ids_TK, weights_TK.to(dtype), scores_TE))
+        events.append(RoutingEvent(info.layer, batch, ids_TK, weights_TK.to(dtype), scores_TE, choice_TE))
     names = ["wiki", "code", "math"][: max(domain for domain, _, _ in shapes) + 1]
     return Run(layers, batches, events, names)
 

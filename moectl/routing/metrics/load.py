@@ -105,6 +105,11 @@ def cold_experts(counts_E: IntArray) -> FloatArray:
     return _count(counts_E, _relative(counts_E) < COLD_LOAD)
 
 
+def top_share(counts_E: IntArray, n: int) -> FloatArray:
+    """Share of the load on the `n` busiest experts: n / E if even. What a cache of n experts per layer would serve."""
+    return np.asarray(_shares(counts_E)[..., max(0, counts_E.shape[-1] - n) :].sum(-1))
+
+
 def _count(counts_E: IntArray, is_E: NDArray[np.bool_]) -> FloatArray:
     return np.where(counts_E.sum(-1) > 0, is_E.sum(-1).astype(np.float64), np.nan)
 

@@ -77,6 +77,11 @@ def next_token_overlap(overlap: IntArray, pairs: IntArray, top_k: int) -> FloatA
     return _ratio(overlap, pairs * top_k)
 
 
+def overlap_at_lag(overlap: IntArray, pairs: IntArray, top_k: int) -> FloatArray:
+    """Mean of |S_t & S_t+lag| / K over the pairs at that lag; both baselines of `next_token_overlap` are those of every lag."""
+    return _ratio(overlap, pairs * top_k)
+
+
 def next_token_overlap_uniform(n_experts: int, top_k: int) -> float:
     """K / E."""
     return top_k / n_experts
