@@ -9,7 +9,6 @@ It stages nothing itself and computes nothing.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,17 @@ import pyarrow.parquet as pq
 
 from moectl.checkpoint.layout import lay_out
 from moectl.errors import from_os_error
+from moectl.report.page.build import report_page
+from moectl.report.plain_json import null_for_nan
 from moectl.routing.result import RouteStats
 
 _ARROW_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64()}
 
 
 def write_route_stats(stats: RouteStats, folder: Path, *, provenance: Mapping[str, Any]) -> None:
-    """Write `experts.parquet`, `layers.parquet`, `coactivation.safetensors` and `summary.json` into `folder`.
+    """Write `experts.parquet`, `layers.parquet`, `coactivation.safetensors`, `report.html` and `summary.json` into `folder`.
 
-    `provenance` goes into the first three and must not vary between equal runs; `summary.json` holds what `stats.summary` says.
+    `provenance` goes into the first three and must not vary between equal runs; the other two hold what `stats.summary` says.
     Raises ResourceError if the disk refuses.
     """
     text = json.dumps(provenance, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -40,13 +41,14 @@ def write_route_stats(stats: RouteStats, folder: Path, *, provenance: Mapping[st
     metadata = {"layers": json.dumps(list(stats.moe_layers)), "provenance": text}
     header, _ = lay_out(coactivation, [("counts", "I64", counts_LEE.shape)], metadata=metadata)
     _write(coactivation, header, counts_LEE.reshape(-1).view(np.uint8).data)
+    _write(folder / "report.html", report_page(stats).encode())
     # Last: a folder with a summary is a whole one.
     _write(folder / "summary.json", summary_json(stats.summary).encode())
 
 
 def summary_json(summary: Mapping[str, Any]) -> str:
     """`summary` as JSON text in its own key order, null for NaN. Raises ValueError for an infinite number."""
-    return json.dumps(_null_for_nan(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(null_for_nan(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _parquet(frame: pd.DataFrame, provenance: str) -> bytes:
@@ -62,17 +64,6 @@ def _parquet(frame: pd.DataFrame, provenance: str) -> bytes:
     pq.write_table(table, sink, compression="zstd", compression_level=3)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _null_for_nan(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _null_for_nan(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_null_for_nan(item) for item in value]
-        case float() if math.isnan(value):
-            return None
-    return value
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from moectl.report.domains import domain_difference
 from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, layer_of_largest, overall_rows, typical
+from moectl.routing.frames import ALL
 from moectl.routing.metrics.coactivation import Pair, strongest_pair
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _PAIR_SHARE = 0.125
 # Standard deviations and lift a pair needs: it is the largest of very many, and neighbouring tokens are not independent.
 _PAIR_BEYOND_CHANCE = 6.0
 _PAIR_LIFT = 1.5
+_MOST_DOMAINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ def findings(stats: RouteStats) -> list[Finding]:
         "Domains": _domains(stats),
         "Neighbours": _neighbours(rows),
         "Pairs": _pairs(rows, stats),
+        "Perplexity": _perplexity(stats),
         "Sample": _sample(rows, stats),
     }
     return [Finding(label, text) for label, text in texts.items() if text]
@@ -149,6 +152,22 @@ def _pairs(rows: pd.DataFrame, stats: RouteStats) -> str:
         f"{f'Layer {layer}: e' if len(rows) > 1 else 'E'}xperts {pair.first} and {pair.second} run together "
         f"{pair.lift:.1f}x as often as their loads explain, on {pair.count:,} of {tokens[layer]:,} tokens."
     )
+
+
+def _perplexity(stats: RouteStats) -> str:
+    found = stats.summary.get("perplexity")
+    if found is None or found[ALL]["perplexity"] is None:
+        return ""
+    whole = found[ALL]
+    text = f"{_three_digits(whole['perplexity'])}, {whole['loss']:.3f} nats a token"
+    if whole["perplexity_low"] is not None:
+        text += f" (perplexity {_three_digits(whole['perplexity_low'])} to {_three_digits(whole['perplexity_high'])} with 95 % confidence)"
+    domains = [f"{name} {_three_digits(row['perplexity'])}" for name, row in found.items() if name != ALL and row["perplexity"] is not None]
+    return text + (f": {', '.join(domains[:_MOST_DOMAINS])}" if len(domains) > 1 else "") + "."
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _sample(rows: pd.DataFrame, stats: RouteStats) -> str:

@@ -1,0 +1,1 @@
+"""Data frames -> `report.html`: one self-contained page that opens offline."""
