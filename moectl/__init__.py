@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from moectl.api import load_model, route_stats
+    from moectl.api import load_model, load_route_stats, route_stats
 
-__all__ = ["__version__", "load_model", "route_stats"]
+__all__ = ["__version__", "load_model", "load_route_stats", "route_stats"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,18 +6,21 @@ stats.layers[["layer", "max_vio", "entropy_normalized"]]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moectl.model.decoder import Model
 from moectl.model.load import open_checkpoint
 from moectl.model.runtime import choose_device, choose_dtype
 from moectl.plan import Plan, Progress, Silence
 from moectl.report.files import write_route_stats
-from moectl.routing.options import RouteStatsOptions
+from moectl.report.saved import load_saved
+from moectl.routing.exports import export_bytes
+from moectl.routing.options import RouteStatsOptions, SavedRunOptions, parse_exports
 from moectl.routing.result import RouteStats
 from moectl.routing.run import Job, prepare
-from moectl.staging import check_output, staged_directory
+from moectl.staging import check_file, check_output, staged_directory, write_file
 from moectl.units import format_bytes, format_seconds
 
 
@@ -53,13 +56,18 @@ def route_stats(
     trace: bool = False,
     skip_special: bool = False,
     text_field: str = "text",
+    active_experts: int | None = None,
+    perplexity: bool = False,
+    export: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> RouteStats:
     """Run text through a model and count what its routers did.
 
     `data`: `[NAME=]SOURCE` items; by default the built-in domains. `tokens` bounds the tokens of each domain; `seq_len` and `batch_tokens`
     are in tokens; `memory` is the peak RSS allowed, in bytes. `order`: auto, resident or streamed. With `output`, tables are written to
-    that folder, all or nothing; `trace` adds every token's experts. Raises UsageError, ModelError, ResourceError or DataError.
+    that folder, all or nothing; `trace` adds every token's experts. `active_experts` runs every MoE layer with another top-k than the
+    configuration's. `perplexity` also runs the head: `stats.summary["perplexity"]`, and experts by predicted id. `export`: `FORMAT=PATH`
+    items, files of expert loads for eplb, sglang, vllm or ktransformers. Raises UsageError, ModelError, ResourceError or DataError.
     """
     options = RouteStatsOptions(
         model=str(model),
@@ -77,31 +85,73 @@ def route_stats(
         trace=trace,
         skip_special=skip_special,
         text_field=text_field,
+        active_experts=active_experts,
+        perplexity=perplexity,
+        exports=parse_exports(export),
     )
     return run_route_stats(options, progress=progress or Silence())
 
 
+def load_route_stats(
+    source: str | Path, *, output: str | Path | None = None, overwrite: bool = False, export: Sequence[str] = ()
+) -> RouteStats:
+    """A saved run, or what its trace tells, without the model.
+
+    `source`: a folder that `route_stats` wrote, or a `trace.safetensors`. From a folder the same statistics come back, and with `output`
+    the same files. From a trace everything is counted again, but what needs the router's logits is null. `export` as in `route_stats`.
+    Raises DataError, UsageError, ResourceError.
+    """
+    options = SavedRunOptions(
+        source=Path(source), output=None if output is None else Path(output), overwrite=overwrite, exports=parse_exports(export)
+    )
+    return run_saved_route_stats(options)
+
+
 def plan_route_stats(options: RouteStatsOptions) -> Plan:
     """What `run_route_stats` would do with the same options: everything is opened and checked, nothing is computed or written."""
-    if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite)
+    _check_outputs(options)
     with prepare(options) as job:
         return job.plan
 
 
 def run_route_stats(options: RouteStatsOptions, *, progress: Progress) -> RouteStats:
     """`route_stats` with its options in one object. Raises as route_stats."""
-    if options.output is None:
-        with prepare(options) as job:
-            _say_plan(job, progress)
-            return job.run(progress)
     # Before the weights are read: a folder that is in the way should cost the user nothing.
-    check_output(options.output, overwrite=options.overwrite)
-    with prepare(options) as job, staged_directory(options.output, overwrite=options.overwrite) as folder:
+    _check_outputs(options)
+    with prepare(options) as job:
         _say_plan(job, progress)
-        stats = job.run(progress, trace_path=folder / "trace.safetensors" if options.trace else None)
-        write_route_stats(stats, folder, provenance=job.stable_provenance)
+        if options.output is None:
+            stats = job.run(progress)
+        else:
+            with staged_directory(options.output, overwrite=options.overwrite) as folder:
+                stats = job.run(progress, trace_path=folder / "trace.safetensors" if options.trace else None)
+                write_route_stats(stats, folder, provenance=job.stable_provenance)
+        _export(stats, options, job.stable_provenance)
     return stats
+
+
+def run_saved_route_stats(options: SavedRunOptions) -> RouteStats:
+    """`load_route_stats` with its options in one object. Raises as load_route_stats."""
+    _check_outputs(options)
+    stats, provenance = load_saved(options.source)
+    if options.output is not None:
+        with staged_directory(options.output, overwrite=options.overwrite) as folder:
+            write_route_stats(stats, folder, provenance=provenance)
+    _export(stats, options, provenance)
+    return stats
+
+
+def _check_outputs(options: RouteStatsOptions | SavedRunOptions) -> None:
+    if options.output is not None:
+        check_output(options.output, overwrite=options.overwrite)
+    for export in options.exports:
+        check_file(export.path, overwrite=options.overwrite)
+
+
+def _export(stats: RouteStats, options: RouteStatsOptions | SavedRunOptions, provenance: Mapping[str, Any]) -> None:
+    files = [(export.path, export_bytes(export, stats, provenance=provenance)) for export in options.exports]
+    for path, data in files:
+        write_file(path, data, overwrite=options.overwrite)
 
 
 def _say_plan(job: Job, progress: Progress) -> None:
@@ -112,6 +162,8 @@ def _say_plan(job: Job, progress: Progress) -> None:
             "made for; its routers may do there what they do nowhere else"
         )
     progress.notice(f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})")
+    if plan.perplexity and not plan.predicted_ids:
+        progress.notice("warning: there is not enough memory to count experts by predicted id; raise `--memory`, or lower `--tokens`")
     progress.notice(
         f"{plan.tokens:,} tokens; {format_bytes(plan.read_bytes)} to read; at most {format_bytes(plan.peak_bytes)} of memory; "
         f"{format_seconds(plan.arithmetic_seconds)} of arithmetic"

@@ -80,6 +80,16 @@ def streamed_bytes(sizes: ForwardSizes, *, itemsize: int, stored_itemsize: int) 
     return weights + sizes.tokens * per_token + activation_bytes(sizes, itemsize)
 
 
+def head_bytes(sizes: ForwardSizes, *, vocab_rows: int, chunk_tokens: int, itemsize: int) -> int:
+    """Working memory of the head on one micro-batch: normed states, the running sums of each token, logits of one chunk and block."""
+    return sizes.batch_tokens * (sizes.hidden * (itemsize + 4) + 32) + chunk_tokens * vocab_rows * (itemsize + 8) + 4 * sizes.tokens
+
+
+def streamed_head_bytes(sizes: ForwardSizes, *, vocab_rows: int, itemsize: int, stored_itemsize: int) -> int:
+    """What the head takes beside that where it is read block by block for all tokens: one block, and the sums of every token."""
+    return vocab_rows * sizes.hidden * (itemsize + stored_itemsize) + 32 * sizes.tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What `route-stats` is about to do."""
@@ -100,6 +110,11 @@ class Plan:
     flops_per_s: float
     """Measured on this machine just now, one large GEMM in the plan's dtype."""
     output_bytes: int
+    top_k: int
+    top_k_config: int
+    perplexity: bool
+    predicted_ids: bool
+    """Whether experts are counted by the ids the model predicts: asked for, and there is memory to keep every token's experts so long."""
 
     @property
     def arithmetic_seconds(self) -> float:
@@ -112,6 +127,7 @@ class Plan:
         return (
             ("model", self.model),
             ("data", f"{self.tokens:,} tokens in {self.sequences:,} {'sequence' if self.sequences == 1 else 'sequences'}"),
+            *self._special_rows,
             ("dtype", f"{self.dtype} ({self.dtype_reason})"),
             ("device", self.device),
             ("order", f"{self.order} ({self.order_reason})"),
@@ -124,6 +140,16 @@ class Plan:
             ),
             ("output", f"{format_bytes(self.output_bytes)}" if self.output_bytes else "terminal only"),
         )
+
+    @property
+    def _special_rows(self) -> tuple[tuple[str, str], ...]:
+        rows = []
+        if self.top_k != self.top_k_config:
+            rows.append(("experts", f"{self.top_k} a token (the configuration says {self.top_k_config})"))
+        if self.perplexity:
+            counted = "experts counted by predicted id" if self.predicted_ids else "no memory to count experts by predicted id"
+            rows.append(("perplexity", f"all layers and the head; {counted}"))
+        return tuple(rows)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, sizes in bytes."""

@@ -33,6 +33,35 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """The same for an output that is one file; a folder in its place is never replaced. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder, so no file can be written there", hint="choose another name")
+    if (path.exists() or path.is_symlink()) and not overwrite:
+        raise UsageError(f"the output `{path}` already exists", hint="pass `--overwrite` to replace it, or choose another name")
+
+
+def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write one file, whole or not at all. Raises UsageError as check_file, ResourceError if the disk refuses."""
+    check_file(path, overwrite=overwrite)
+    with _new_parents(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(descriptor)
+                os.chmod(name, 0o666 & ~_umask())
+                os.replace(name, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+        except OSError as error:
+            raise from_os_error(error, f"write `{path}`") from error
+
+
 @contextlib.contextmanager
 def staged_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty sibling of `path`; rename it to `path` if the block succeeds.
@@ -40,8 +69,7 @@ def staged_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises UsageError if `path` exists and `overwrite` is false, ResourceError if the disk refuses.
     """
     check_output(path, overwrite=overwrite)
-    made = [parent for parent in path.parents if not parent.exists()]
-    try:
+    with _new_parents(path):
         stage = _make_stage(path)
         try:
             yield stage
@@ -54,8 +82,15 @@ def staged_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise from_os_error(error, f"write `{path}`") from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_parents(path: Path) -> Iterator[None]:
+    """Folders made in the block to hold `path` go with it if it failed; otherwise they hold it, and are not removed."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
     finally:
-        # Parents made for this output go with it if it failed; otherwise they hold it, and are not removed.
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()

@@ -68,18 +68,24 @@ def routing_flops_per_token(spec: ModelSpec, context: int) -> float:
     2 per multiply-add: matrices of every layer, K routed experts (none in the last MoE layer), and causal scores and values.
     """
     last = spec.moe_layers[-1].index if spec.moe_layers else len(spec.layers) - 1
-    flops = 0.0
-    for layer in spec.layers[: last + 1]:
-        flops += 2.0 * layer_parameters(layer)
-        if isinstance(layer.ffn, MoE) and layer.index != last:
-            flops += 2.0 * layer.ffn.router.top_k * expert_parameters(layer)
-        attention = layer.attention
-        if isinstance(attention, LatentAttention):
-            per_key = attention.n_heads * (attention.nope_dim + attention.rope.dim + attention.value_dim)
-        else:
-            per_key = 2 * attention.n_heads * attention.head_dim
-        flops += 2.0 * per_key * context / 2
-    return flops
+    return sum(_layer_flops(layer, context, experts=layer.index != last) for layer in spec.layers[: last + 1])
+
+
+def forward_flops_per_token(spec: ModelSpec, context: int) -> float:
+    """The same for all layers and the head."""
+    return sum(_layer_flops(layer, context, experts=True) for layer in spec.layers) + 2.0 * spec.tensors["head"].numel
+
+
+def _layer_flops(layer: Layer, context: int, *, experts: bool) -> float:
+    flops = 2.0 * layer_parameters(layer)
+    if isinstance(layer.ffn, MoE) and experts:
+        flops += 2.0 * layer.ffn.router.top_k * expert_parameters(layer)
+    attention = layer.attention
+    if isinstance(attention, LatentAttention):
+        per_key = attention.n_heads * (attention.nope_dim + attention.rope.dim + attention.value_dim)
+    else:
+        per_key = 2 * attention.n_heads * attention.head_dim
+    return flops + 2.0 * per_key * context / 2
 
 
 def _part_of(slot: str) -> str:

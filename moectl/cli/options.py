@@ -54,11 +54,17 @@ def _debug(value: bool) -> bool:
     return value
 
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder in Hugging Face layout, a .safetensors file beside its config.json, a Hub id, or demo: the built-in model.",
+MODEL_HELP = "A folder in Hugging Face layout, a .safetensors file beside its config.json, a Hub id, or demo: the built-in model."
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{MODEL_HELP} Not with --from.", show_default=False)]
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="DIR",
+        help="Instead of MODEL: show a saved run again (the DIR of its --output), or count its trace.safetensors again.",
+        rich_help_panel=INPUT,
     ),
 ]
 
@@ -143,13 +149,46 @@ OrderOption = Annotated[
     ),
 ]
 
+ActiveExpertsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--active-experts",
+        metavar="K",
+        parser=_count("--active-experts"),
+        help="Run every MoE layer with K experts per token. Default: what the model's configuration says.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+PerplexityOption = Annotated[
+    bool,
+    typer.Option(
+        "--perplexity",
+        metavar="",
+        help="Also run the head: loss and perplexity of the text, and experts by predicted token.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="Write the tables and the summary into this new folder.", rich_help_panel=OUTPUT),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace DIR if moectl wrote it.", rich_help_panel=OUTPUT)]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace DIR if moectl wrote it, and the files of --export.", rich_help_panel=OUTPUT)
+]
 TraceOption = Annotated[
     bool, typer.Option("--trace", metavar="", help="Also write the experts and weights of every token to DIR.", rich_help_panel=OUTPUT)
+]
+ExportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export",
+        metavar="FORMAT=PATH",
+        help="Also write the experts' loads for another program; repeatable. FORMAT is eplb (.safetensors, .npy), sglang (.json), "
+        "vllm (.safetensors) or ktransformers (.pt).",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
 ]
 FormatOption = Annotated[
     Literal["table", "json", "csv"],

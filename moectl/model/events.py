@@ -37,7 +37,8 @@ class RoutingEvent:
 
     `expert_ids_TK` int64: the experts executed for each token, in no particular order; -1 where a slot ran no expert.
     `weights_TK`: combine weights as applied (after normalisation and scaling), float32 or the model's dtype.
-    `logits_TE`: the router's raw logits, before any activation or correction bias.
+    `logits_TE`: the router's raw logits, before any activation or correction bias; None if the event was read back from a trace, which
+    does not hold them.
     `choice_TE`: what the top K was taken of, float32, where that is not the order of the logits: score + correction bias, minus infinity
     outside the groups allowed. None if the logits decide.
     """
@@ -46,7 +47,7 @@ class RoutingEvent:
     batch: MicroBatch
     expert_ids_TK: Tensor
     weights_TK: Tensor
-    logits_TE: Tensor
+    logits_TE: Tensor | None
     choice_TE: Tensor | None = None
 
 

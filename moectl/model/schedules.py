@@ -1,29 +1,35 @@
-"""Two orders of the same work, for runs that want what the routers did and no logits.
+"""Two orders of the same work, for runs that want what the routers did, and of the logits only what each token predicts.
 
 token-major: weights resident, one micro-batch goes through all layers, then the next.
 layer-major: each layer's weights are read once and all micro-batches pass through them; memory follows the tokens, not the checkpoint.
 
-Both emit the same events with the same bits. Neither runs the head, nor the experts of the last MoE layer, nor what follows it: no router
-sees their results.
+Both emit the same events with the same bits. Without `on_prediction` neither runs the head, nor the experts of the last MoE layer, nor
+what follows it: no router sees their results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from moectl.arch.spec import Layer, ModelSpec, MoE, Router
 from moectl.data.batching import MicroBatch
 from moectl.errors import ModelError
 from moectl.model.decoder import Model, OnRouting, run_layer
 from moectl.model.events import MoELayerInfo, Recorder, RoutingEvent
+from moectl.model.head import Prediction, TokenScores, next_ids, row_blocks
+from moectl.model.norm import rms_norm
 from moectl.model.router import Routing
 from moectl.model.weights import WeightReader
 
 Advance = Callable[[float], None]
 """Hears of work done, in tokens through the whole model."""
+OnPrediction = Callable[[MicroBatch, Prediction], None]
+"""Called with each micro-batch, in order, and how well its next tokens are predicted."""
 
 
 def moe_layer_infos(spec: ModelSpec) -> tuple[MoELayerInfo, ...]:
@@ -37,21 +43,36 @@ def moe_layer_infos(spec: ModelSpec) -> tuple[MoELayerInfo, ...]:
 
 
 @torch.inference_mode()
-def run_token_major(model: Model, batches: Sequence[MicroBatch], recorder: Recorder, *, advance: Advance) -> None:
-    """Every micro-batch through all layers of a resident model. Raises ModelError if a router's logits are not finite."""
-    layers = _until_last_router(model.spec)
+def run_token_major(
+    model: Model, batches: Sequence[MicroBatch], recorder: Recorder, *, advance: Advance, on_prediction: OnPrediction | None = None
+) -> None:
+    """Every micro-batch through all layers of a resident model. Raises ModelError if logits of a router or the head are not finite."""
+    layers = _layers_to_run(model.spec, whole=on_prediction is not None)
+    steps = len(layers) + (on_prediction is not None)
     for batch in batches:
-        hidden = [F.embedding(torch.from_numpy(batch.ids_BS).to(model.embed.device), model.embed)]
+        ids_BS = torch.from_numpy(batch.ids_BS).to(model.embed.device)
+        hidden = [F.embedding(ids_BS, model.embed)]
         for layer in layers:
-            model.run(layer, hidden, on_routing=_emitter([batch], recorder), routing_only=layer is layers[-1])
-            advance(batch.ids_BS.size / len(layers))
+            routing_only = on_prediction is None and layer is layers[-1]
+            model.run(layer, hidden, on_routing=_emitter([batch], recorder), routing_only=routing_only)
+            advance(batch.ids_BS.size / steps)
+        if on_prediction is not None:
+            scores = _scores(model.spec, hidden[0], model.norm, ids_BS)
+            for start, stop in row_blocks(*model.head.shape):
+                scores.add(model.head[start:stop], start)
+            on_prediction(batch, _require_finite(scores.finish()))
+            advance(batch.ids_BS.size / steps)
 
 
 @torch.inference_mode()
-def run_layer_major(weights: WeightReader, batches: Sequence[MicroBatch], recorder: Recorder, *, advance: Advance) -> None:
+def run_layer_major(
+    weights: WeightReader, batches: Sequence[MicroBatch], recorder: Recorder, *, advance: Advance, on_prediction: OnPrediction | None = None
+) -> None:
     """Every layer once for all micro-batches, weights read as they are needed. Raises ModelError as run_token_major."""
-    layers = _until_last_router(weights.spec)
-    hidden = weights.embed([torch.from_numpy(batch.ids_BS).to(weights.device) for batch in batches])
+    layers = _layers_to_run(weights.spec, whole=on_prediction is not None)
+    steps = len(layers) + (on_prediction is not None)
+    ids = [torch.from_numpy(batch.ids_BS).to(weights.device) for batch in batches]
+    hidden = weights.embed(ids)
     n_tokens = sum(batch.ids_BS.size for batch in batches)
     for layer in layers:
         run_layer(
@@ -60,9 +81,22 @@ def run_layer_major(weights: WeightReader, batches: Sequence[MicroBatch], record
             weights.layer(layer),
             weights,
             on_routing=_emitter(batches, recorder),
-            routing_only=layer is layers[-1],
+            routing_only=on_prediction is None and layer is layers[-1],
         )
-        advance(n_tokens / len(layers))
+        advance(n_tokens / steps)
+    if on_prediction is None:
+        return
+    norm_H = weights.read(weights.spec.tensors["norm"])
+    # One micro-batch at a time loses its residual stream to its normed copy.
+    scores = [_scores(weights.spec, hidden.pop(0), norm_H, ids_BS) for ids_BS in ids]
+    head = weights.spec.tensors["head"]
+    for start, stop in row_blocks(*head.shape):
+        head_RH = weights.read(replace(head, rows=(start, stop)))
+        for of_batch in scores:
+            of_batch.add(head_RH, start)
+        advance(n_tokens / steps * (stop - start) / head.shape[0])
+    for batch, of_batch in zip(batches, scores, strict=True):
+        on_prediction(batch, _require_finite(of_batch.finish()))
 
 
 def _info(layer: int, router: Router) -> MoELayerInfo:
@@ -71,8 +105,21 @@ def _info(layer: int, router: Router) -> MoELayerInfo:
     )
 
 
-def _until_last_router(spec: ModelSpec) -> tuple[Layer, ...]:
-    return spec.layers[: spec.moe_layers[-1].index + 1]
+def _layers_to_run(spec: ModelSpec, *, whole: bool) -> tuple[Layer, ...]:
+    return spec.layers if whole else spec.layers[: spec.moe_layers[-1].index + 1]
+
+
+def _scores(spec: ModelSpec, x_BSH: Tensor, norm_H: Tensor, ids_BS: Tensor) -> TokenScores:
+    return TokenScores(rms_norm(x_BSH, norm_H, eps=spec.norm.eps).flatten(0, 1), next_ids(ids_BS).flatten())
+
+
+def _require_finite(prediction: Prediction) -> Prediction:
+    if not bool(prediction.loss_T.isfinite().all()):
+        raise ModelError(
+            "the head gave logits that are not finite",
+            hint="the weights of the head or a layer before it are damaged, or overflow in this dtype; try `--dtype float32`",
+        )
+    return prediction
 
 
 def _emitter(batches: Sequence[MicroBatch], recorder: Recorder) -> OnRouting:

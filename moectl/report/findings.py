@@ -167,7 +167,7 @@ def _perplexity(stats: RouteStats) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _sample(rows: pd.DataFrame, stats: RouteStats) -> str:

@@ -107,6 +107,9 @@ def _read_parquet(path: Path, types: dict[str, str]) -> tuple[pd.DataFrame, str]
             raise _refuse(path.parent, f"the column `{name}` of `{path.name}` has nulls")
     text = (table.schema.metadata or {}).get(b"moectl", b"")
     columns = {name: table.column(name).to_numpy() for name in found}
+    for name, values in columns.items():
+        if values.dtype.kind == "f" and np.isinf(values).any():
+            raise _refuse(path.parent, f"the column `{name}` of `{path.name}` holds a number that is not finite")
     return pd.DataFrame({name: _plain(values) for name, values in columns.items()}), text.decode("utf-8", errors="replace")
 
 
@@ -148,8 +151,24 @@ def _check_summary(folder: Path, summary: dict[str, Any], provenance: Any) -> No
     for row in summary["data"].values():
         if not isinstance(row, dict) or any(type(row.get(key)) is not int for key in ("documents", "sequences", "tokens")):
             raise _refuse(folder, f"`{_SUMMARY}` has a domain without its size")
+    perplexity = summary.get("perplexity")
+    if perplexity is not None and not _is_perplexity(perplexity, [ALL, *summary["data"]]):
+        raise _refuse(folder, f"`{_SUMMARY}` has no usable `perplexity`")
+    try:
+        json.dumps(summary, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise _refuse(folder, f"`{_SUMMARY}` holds a number that is not finite") from error
     if not isinstance(provenance, dict) or any(summary["provenance"].get(key, ...) != value for key, value in provenance.items()):
         raise _refuse(folder, f"`{_SUMMARY}` and the tables come of different runs")
+
+
+def _is_perplexity(value: Any, domains: list[str]) -> bool:
+    keys = ("loss", "perplexity", "perplexity_low", "perplexity_high")
+    return (
+        isinstance(value, dict)
+        and list(value) == domains
+        and all(isinstance(row, dict) and all(type(row.get(key, "")) in _NUMBER for key in keys) for row in value.values())
+    )
 
 
 def _check_rows(folder: Path, stats: RouteStats) -> None:

@@ -100,6 +100,8 @@ def _headline(stats: RouteStats) -> Text:
     tokens, sequences = sum(row["tokens"] for row in data.values()), sum(row["sequences"] for row in data.values())
     text.append(f"{_count(tokens, 'token')} in {_count(sequences, 'sequence')}: {_sources(data)}\n", style="not bold default")
     provenance = stats.summary["provenance"]
+    if throughput["tokens_per_s"] is None:
+        return text.append(f"{provenance['dtype']} on {provenance['device']}; counted again from its trace", style="dim not bold")
     speed = (
         f"{provenance['dtype']} on {provenance['device']}: {_per_second(throughput['tokens_per_s'])} tokens/s, "
         f"{format_bytes(1e9 * throughput['read_gb'])} read, peak {format_bytes(1e9 * throughput['peak_rss_gb'])}, "

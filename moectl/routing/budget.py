@@ -13,11 +13,12 @@ from moectl.arch import counts
 from moectl.arch.spec import DenseFFN, Layer, MoE
 from moectl.checkpoint.header import dtype_bits
 from moectl.data.batching import MicroBatch
+from moectl.model import head
 from moectl.model.load import Checkpoint
 from moectl.model.runtime import dtype_name, gemm_flops_per_second
 from moectl.model.schedules import moe_layer_infos
 from moectl.plan import ForwardSizes, Plan
-from moectl.routing.counting import arrays
+from moectl.routing.counting import arrays, predicted
 from moectl.routing.options import RouteStatsOptions
 
 # What a run may take without `--memory`: this share of what is available now, beside what the process has already.
@@ -32,8 +33,12 @@ def plan_run(
     dtype: torch.dtype,
     dtype_reason: str,
     device: torch.device,
+    config_top_k: int,
 ) -> Plan:
-    """Plan a run over `batches`. Raises ResourceError if memory or disk cannot hold it."""
+    """Plan a run over `batches`; `checkpoint.spec` has the run's own experts per token.
+
+    Raises ResourceError if memory or disk cannot hold it.
+    """
     sizes = forward_sizes(checkpoint, batches)
     stored = max(dtype_bits(info.dtype) for info in checkpoint.index.tensors.values()) // 8
     # First, so that what the libraries allocate on first use is part of the process.
@@ -42,6 +47,12 @@ def plan_run(
     budget = options.memory or int(psutil.virtual_memory().available * _SHARE_OF_AVAILABLE) + process
     resident = planning.resident_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
     streamed = planning.streamed_bytes(sizes, itemsize=dtype.itemsize, stored_itemsize=stored)
+    spec = checkpoint.spec
+    if options.perplexity:
+        rows = head.block_rows(spec.vocab_size, spec.hidden_size)
+        working = planning.head_bytes(sizes, vocab_rows=rows, chunk_tokens=head.CHUNK_TOKENS, itemsize=dtype.itemsize)
+        resident += working
+        streamed += working + planning.streamed_head_bytes(sizes, vocab_rows=rows, itemsize=dtype.itemsize, stored_itemsize=stored)
     if device.type == "cuda":
         # Weights and activations live on the device; the host holds one tensor at a time.
         free, _ = torch.cuda.mem_get_info(device)
@@ -51,6 +62,9 @@ def plan_run(
     else:
         order, reason = planning.choose_order(options.order, resident=process + resident, streamed=process + streamed, budget=budget)
         peak = process + (resident if order == "resident" else streamed)
+    kept = predicted.planned_bytes(moe_layer_infos(spec), sizes.tokens)
+    predicted_ids = options.perplexity and peak + kept <= budget
+    flops = counts.forward_flops_per_token if options.perplexity else counts.routing_flops_per_token
     longest = max(batch.ids_BS.shape[1] for batch in batches)
     return Plan(
         model=f"{checkpoint.location.name} ({checkpoint.spec.model_type})",
@@ -61,12 +75,16 @@ def plan_run(
         device=str(device),
         order=order,
         order_reason=reason,
-        read_bytes=_read_bytes(checkpoint),
-        peak_bytes=peak,
+        read_bytes=_read_bytes(checkpoint, head_again=options.perplexity and order == "streamed"),
+        peak_bytes=peak + kept * predicted_ids,
         budget_bytes=budget,
-        flops=sizes.tokens * counts.routing_flops_per_token(checkpoint.spec, longest),
+        flops=sizes.tokens * flops(spec, longest),
         flops_per_s=flops_per_s,
         output_bytes=_output_bytes(checkpoint, options, sizes),
+        top_k=moe_layer_infos(spec)[0].top_k,
+        top_k_config=config_top_k,
+        perplexity=options.perplexity,
+        predicted_ids=predicted_ids,
     )
 
 
@@ -103,10 +121,11 @@ def _width(layer: Layer) -> int:
     return ffn.width if isinstance(ffn, DenseFFN) else max(ffn.expert_width, ffn.shared_width)
 
 
-def _read_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of every tensor the spec uses."""
-    tensors = checkpoint.index.tensors
-    return sum(tensors[name].nbytes for name in {ref.name for ref in checkpoint.spec.refs()})
+def _read_bytes(checkpoint: Checkpoint, *, head_again: bool) -> int:
+    """Bytes of every tensor the spec uses; with `head_again` a tied head is read as the embedding and once more as the head."""
+    tensors, spec = checkpoint.index.tensors, checkpoint.spec
+    again = tensors[spec.tensors["head"].name].nbytes if head_again and spec.tied else 0
+    return again + sum(tensors[name].nbytes for name in {ref.name for ref in spec.refs()})
 
 
 def _output_bytes(checkpoint: Checkpoint, options: RouteStatsOptions, sizes: ForwardSizes) -> int:
@@ -116,7 +135,7 @@ def _output_bytes(checkpoint: Checkpoint, options: RouteStatsOptions, sizes: For
     n_layers = len(checkpoint.spec.moe_layers)
     total = n_layers * sizes.n_experts * 8 * (sizes.n_experts + 32) + 1_000_000
     if options.trace:
-        total += sizes.tokens * (4 + n_layers * sizes.top_k * 4)
+        total += sizes.tokens * (5 + n_layers * sizes.top_k * 4)
     folder = options.output.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from moectl.errors import ModelError
-from moectl.routing.counting import arrays, selection, vocabulary
+from moectl.routing.counting import arrays, predicted, selection, vocabulary
 from moectl.routing.counting.arrays import CountArrays
 from moectl.routing.counting.blocks import Blocks
-from moectl.routing.counting.scores import SCORE_UNIT, score_sums
+from moectl.routing.counting.scores import SCORE_UNIT, score_sums, used_expert_sums
 from moectl.routing.token_classes import CLASSES
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from moectl.data.batching import MicroBatch
     from moectl.model.events import MoELayerInfo, RoutingEvent
+    from moectl.routing.counting.predicted import KeptExperts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -56,8 +57,9 @@ class Counters:
 
     `counts`: the arrays, see CountArrays. `blocks`: sequence i of a domain is in its block i mod 64, of domain `blocks.domain_X`.
     `tracked`: the ids that are counted by themselves ("input") and by the token before them ("next"); the rows of `counts.*_LME` beyond
-    them stay 0. `class_of_id_V`: the class of every token id (see `token_classes`); without it classes are not counted, else
-    `class_tokens_C` is how many counted tokens have each.
+    them stay 0. After `count_predicted` it also has those the model predicts ("predicted"). `class_of_id_V`: the class of every token id
+    (see `token_classes`); without it classes are not counted, else `class_tokens_C` is how many counted tokens have each. `scored` is
+    false once an event came without logits: what they decide is not counted then.
     """
 
     def __init__(
@@ -86,14 +88,21 @@ class Counters:
         axes = arrays.sizes(layers, n_domains, batches, classes=class_of_id_V is not None)
         self.tracked = {kind: vocabulary.track_ids(batches, kind, limit=axes["M"]) for kind in vocabulary.KINDS}
         axes["M"] = max(len(ids.ids_M) for ids in self.tracked.values())
-        self.counts = CountArrays.zeros(axes, wide=sum(batch.ids_BS.size for batch in batches) > _MAX_INT32)
+        self._wide = sum(batch.ids_BS.size for batch in batches) > _MAX_INT32
+        self.counts = CountArrays.zeros(axes, wide=self._wide)
+        self._predicted: dict[str, NDArray[Any]] = {}
+        self.scored = True
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The whole state by name; the arrays themselves, not copies."""
-        return self.counts.by_name()
+        return self.counts.by_name() | self._predicted
 
     def merge(self, other: Counters) -> None:
-        """Add the counts of `other`, made from the same layers and micro-batches but fed with other (layer, micro-batch) events."""
+        """Add the counts of `other`, made from the same layers and micro-batches but fed with other (layer, micro-batch) events.
+
+        To be done before `count_predicted`.
+        """
+        self.scored &= other.scored
         theirs = other.arrays()
         for name, array in self.arrays().items():
             array += theirs[name]
@@ -119,7 +128,7 @@ class Counters:
                 "weight_E": selection.weight_sums(bins_TK, weights_TK, E),
                 "slot_pairs_EE": selection.slot_pairs(bins_TK, E),
                 **selection.repetition(bins_TK, first_T, B, E)._asdict(),
-                **score_sums(info, event, weights_TK, counted_T, counts_BE)._asdict(),
+                **self._score_sums(info, event, weights_TK, counted_T, counts_BE),
             }
         )
         if not found["sound"]:
@@ -129,10 +138,29 @@ class Counters:
             )
         found |= _of_batch(batch, found["counts_BE"])
         for name, source in _SUMS.items():
+            if source not in found:
+                continue
             total_X = self.arrays()[name][:, position]
             self.blocks.add(total_X[:, :E] if name.endswith("E") else total_X, batch, found[source])
         self._add_to_batch(position, batch, found)
         self._add_to_layer(position, batch, found, E)
+
+    def count_predicted(self, kept: KeptExperts, batches: Sequence[MicroBatch], ids_T: NDArray[Any], *, vocab_size: int) -> None:
+        """Count the experts of each token by the id that the model predicts there, `ids_T` of all micro-batches in order."""
+        ends = np.cumsum([batch.ids_BS.size for batch in batches])
+        of_batch = np.split(ids_T, ends[:-1])
+        counted = (ids[batch.counted_BS.reshape(-1)] for ids, batch in zip(of_batch, batches, strict=True))
+        L, E = len(self.layers), max(info.n_experts for info in self.layers)
+        tracked = vocabulary.track("predicted", counted, n_ids=vocab_size, limit=predicted.most_ids(L, E))
+        table_LME, first_LME = (np.zeros((L, len(tracked.ids_M), E), np.int64 if self._wide else np.int32) for _ in range(2))
+        for ids, batch in zip(of_batch, batches, strict=True):
+            rows_T = tracked.rows_of(ids)
+            for position, info in enumerate(self.layers):
+                bins_TK = kept.experts(position, batch)
+                vocabulary.add_tokens(table_LME[position], rows_T[:, None], bins_TK, info.n_experts)
+                vocabulary.add_tokens(first_LME[position], rows_T, bins_TK[:, 0], info.n_experts)
+        self.tracked["predicted"] = tracked
+        self._predicted = {"predicted_LME": table_LME, "predicted_first_choice_LME": first_LME}
 
     def coactivation_LEE(self) -> IntArray:
         """int64 [L, E, E]: tokens that ran both experts, over all domains; the diagonal is the tokens of the expert."""
@@ -152,6 +180,14 @@ class Counters:
     def max_vio_batch_DL(self) -> FloatArray:
         """[D + 1, L] mean MaxVio of one micro-batch. Only those with as many tokens as the domain's largest are windows of B tokens."""
         return self._mean_by_domain(self.counts.batch_vio_NL, self.counts.batches_NL)
+
+    def _score_sums(
+        self, info: MoELayerInfo, event: RoutingEvent, weights_TK: Tensor, counted_T: Tensor, counts_BE: Tensor
+    ) -> dict[str, Tensor]:
+        if event.logits_TE is None:
+            self.scored = False
+            return used_expert_sums(weights_TK, counted_T, counts_BE.shape[0])
+        return score_sums(info, event, weights_TK, counted_T, counts_BE)._asdict()
 
     def _add_to_batch(self, position: int, batch: MicroBatch, found: dict[str, NDArray[Any]]) -> None:
         counts, at, ran_B = self.counts, (batch.index, position), found["ran_B"]

@@ -36,8 +36,11 @@ METRIC_KEYS = (
     "next_token_overlap", "next_token_overlap_uniform", "next_token_overlap_load_aware",
     *(f"overlap_lag_{lag}" for lag in LAGS[1:]),
     "domain_information_bits", "domain_jsd_bits",
-    *(f"vocabulary_{counts}{weighting}" for counts in ("input", "input_first_choice", "next", "next_first_choice")
+    *(f"vocabulary_{kind}{choice}{weighting}" for kind in ("input", "next", "predicted") for choice in ("", "_first_choice")
       for weighting in ("", "_weighted")),
+)  # fmt: skip
+_OF_SCORES = (
+    "balance_loss", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass", "margin", "fragile_tokens", "bias_effect",
 )  # fmt: skip
 _WHOLE = ("dead_experts", "cold_experts")
 
@@ -89,6 +92,8 @@ def layer_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame
     values["max_vio_sequence"] = counters.max_vio_sequence_DL()
     values["max_vio_batch"] = counters.max_vio_batch_DL()
     values["bias_effect"][:, [not info.correction_bias for info in counters.layers]] = np.nan
+    for key in () if counters.scored else _OF_SCORES:
+        values[key][:] = np.nan
     for key, value in _vocabulary(counters).items():
         values[key][0] = value
     return pd.DataFrame(

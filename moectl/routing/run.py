@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from moectl import provenance
+from moectl.arch.active_experts import with_active_experts
 from moectl.arch.spec import ModelSpec, MoE
 from moectl.data.batching import MicroBatch, micro_batches
 from moectl.data.packing import Domain, load_domains
@@ -29,12 +30,14 @@ from moectl.model.decoder import Model
 from moectl.model.events import MoELayerInfo, Recorder, RoutingEvent
 from moectl.model.load import Checkpoint, open_checkpoint
 from moectl.model.runtime import choose_device, choose_dtype, dtype_name, set_threads
-from moectl.model.schedules import moe_layer_infos, run_layer_major, run_token_major
+from moectl.model.schedules import OnPrediction, moe_layer_infos, run_layer_major, run_token_major
 from moectl.plan import Plan, Progress
+from moectl.routing.assemble import assemble
 from moectl.routing.budget import plan_run
 from moectl.routing.counters import Counters
-from moectl.routing.frames import expert_frame, layer_frame, layer_records, overall
+from moectl.routing.counting.predicted import KeptExperts
 from moectl.routing.options import RouteStatsOptions
+from moectl.routing.perplexity import Losses
 from moectl.routing.result import RouteStats
 from moectl.routing.trace import TraceRecorder
 
@@ -48,6 +51,8 @@ class Job:
     domains: list[Domain]
     batches: list[MicroBatch]
     layers: tuple[MoELayerInfo, ...]
+    config_top_k: int
+    """Experts per token by the configuration; `checkpoint.spec` has the number of this run."""
     dtype: torch.dtype
     device: torch.device
     plan: Plan
@@ -67,6 +72,9 @@ class Job:
                 "device": self.device.type,
                 "batch_tokens": options.batch_tokens,
                 "skip_special": options.skip_special,
+                "active_experts": options.active_experts,
+                "perplexity": options.perplexity,
+                "predicted_ids": self.plan.predicted_ids,
                 # Nothing is drawn at random.
                 "seed": None,
             },
@@ -76,15 +84,25 @@ class Job:
         """Push every token through and count. `trace_path` also writes the trace there. Raises ModelError, ResourceError."""
         names = [domain.name for domain in self.domains]
         counters = Counters(self.layers, len(self.domains), self.batches)
+        losses = Losses(counters.blocks, self.batches) if self.options.perplexity else None
+        kept = KeptExperts(self.layers, self.batches) if self.plan.predicted_ids else None
+        described = {"model": describe_model(self.checkpoint, self.config_top_k), "data": describe_data(self.domains)}
         with contextlib.ExitStack() as stack:
             recorders: list[Recorder] = [counters]
+            if kept is not None:
+                recorders.append(kept)
             if trace_path is not None:
-                trace = TraceRecorder(trace_path, self.layers, self.batches, domain_names=names, provenance=self.stable_provenance)
+                trace = TraceRecorder(
+                    trace_path, self.layers, self.batches, domain_names=names, provenance=self.stable_provenance, summary=described
+                )
                 recorders.append(stack.enter_context(trace))
-            seconds = self._forward(_Fan(recorders), progress)
-        layers = layer_frame(counters, names)
-        summary = {
-            "provenance": provenance.full(
+            seconds = self._forward(_Fan(recorders), progress, on_prediction=None if losses is None else losses.add)
+        if losses is not None and kept is not None:
+            counters.count_predicted(kept, self.batches, losses.ids_T, vocab_size=self.checkpoint.spec.vocab_size)
+        return assemble(
+            counters,
+            names,
+            provenance=provenance.full(
                 self.stable_provenance,
                 circumstances={
                     "order": self.plan.order,
@@ -94,19 +112,9 @@ class Job:
                     "sources": list(self.options.data),
                 },
             ),
-            "model": describe_model(self.checkpoint),
-            "data": {
-                domain.name: {
-                    "documents": domain.n_documents,
-                    "sequences": domain.n_sequences,
-                    "tokens": domain.n_tokens,
-                    "hash": domain.sha256,
-                }
-                for domain in self.domains
-            },
-            "layers": layer_records(layers),
-            "overall": overall(layers),
-            "throughput": {
+            **described,
+            perplexity=None if losses is None else losses.summary(names),
+            throughput={
                 "tokens_per_s": round(self.plan.tokens / seconds, 3),
                 "forward_seconds": round(seconds, 3),
                 "seconds": round(time.time() - psutil.Process().create_time(), 3),
@@ -114,16 +122,9 @@ class Job:
                 "peak_rss_gb": round(peak_rss_bytes() / 1e9, 3),
                 "planned_peak_gb": round(self.plan.peak_bytes / 1e9, 3),
             },
-        }
-        return RouteStats(
-            summary=summary,
-            experts=expert_frame(counters, names),
-            layers=layers,
-            coactivation_LEE=counters.coactivation_LEE(),
-            moe_layers=tuple(info.layer for info in self.layers),
         )
 
-    def _forward(self, recorder: Recorder, progress: Progress) -> float:
+    def _forward(self, recorder: Recorder, progress: Progress, *, on_prediction: OnPrediction | None) -> float:
         """Run the planned schedule; seconds of the pass, weight reads included."""
         weights = self.checkpoint.weights(dtype=self.dtype, device=self.device)
         start = time.perf_counter()
@@ -138,10 +139,10 @@ class Job:
 
             model = Model(self.checkpoint.spec, weights, on_layer=on_layer)
             progress.stage("routing tokens", self.plan.tokens, "tokens")
-            run_token_major(model, self.batches, recorder, advance=progress.advance)
+            run_token_major(model, self.batches, recorder, advance=progress.advance, on_prediction=on_prediction)
         else:
             progress.stage("routing tokens, layer by layer", self.plan.tokens, "tokens")
-            run_layer_major(weights, self.batches, recorder, advance=progress.advance)
+            run_layer_major(weights, self.batches, recorder, advance=progress.advance, on_prediction=on_prediction)
         return time.perf_counter() - start
 
 
@@ -154,6 +155,9 @@ def prepare(options: RouteStatsOptions) -> Iterator[Job]:
     set_threads(options.threads)
     device = choose_device(options.device)
     with open_checkpoint(options.model) as checkpoint:
+        config_top_k = moe_layer_infos(checkpoint.spec)[0].top_k
+        if options.active_experts is not None:
+            checkpoint = replace(checkpoint, spec=with_active_experts(checkpoint.spec, options.active_experts))
         layers = moe_layer_infos(checkpoint.spec)
         stored = [info.dtype for info in checkpoint.index.tensors.values()]
         dtype, dtype_reason = choose_dtype(options.dtype, stored=stored, device=device)
@@ -166,21 +170,22 @@ def prepare(options: RouteStatsOptions) -> Iterator[Job]:
             text_field=options.text_field,
         )
         batches = micro_batches(domains, options.batch_tokens, skip_special=options.skip_special)
-        plan = plan_run(checkpoint, options, batches, dtype=dtype, dtype_reason=dtype_reason, device=device)
+        plan = plan_run(checkpoint, options, batches, dtype=dtype, dtype_reason=dtype_reason, device=device, config_top_k=config_top_k)
         yield Job(
             options=options,
             checkpoint=checkpoint,
             domains=domains,
             batches=batches,
             layers=layers,
+            config_top_k=config_top_k,
             dtype=dtype,
             device=device,
             plan=plan,
         )
 
 
-def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The `model` object of summary.json."""
+def describe_model(checkpoint: Checkpoint, config_top_k: int) -> dict[str, Any]:
+    """The `model` object of summary.json; `config_top_k` is what the configuration says, whatever the run did."""
     spec: ModelSpec = checkpoint.spec
     first = spec.moe_layers[0].ffn
     assert isinstance(first, MoE)
@@ -193,9 +198,23 @@ def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "experts": first.router.n_experts,
         "top_k": first.router.top_k,
+        "top_k_config": config_top_k,
         "shared_experts": first.n_shared_experts,
         "routing": first.router.formula(),
         "mtp_layers_skipped": spec.n_mtp_layers,
+    }
+
+
+def describe_data(domains: Sequence[Domain]) -> dict[str, dict[str, Any]]:
+    """The `data` object of summary.json."""
+    return {
+        domain.name: {
+            "documents": domain.n_documents,
+            "sequences": domain.n_sequences,
+            "tokens": domain.n_tokens,
+            "hash": domain.sha256,
+        }
+        for domain in domains
     }
 
 

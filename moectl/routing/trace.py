@@ -41,6 +41,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 _ALLOWED = {
     "expert_ids": ("U8", "U16"), "weights": ("F16", "F32"), "token_ids": ("I32",), "sequence_offsets": ("I64",), "domain_ids": ("U8",),
 }  # fmt: skip
+_OPTIONAL = {"counted": ("U8",)}
 _LISTS = ("layers", "domains", "n_experts", "top_k")
 _MAX_DOMAINS = 256
 _CHUNK_BYTES = 8 << 20
@@ -53,8 +54,9 @@ class TraceRecorder:
     `expert_ids` [T, L, K] in descending weight, ties by ascending id; uint8 if the ids fit, else uint16. Slots that ran no expert, and
     slots that a layer with a smaller top-k lacks, come last with the largest id of the dtype (255 or 65535) and weight 0.
     `weights` as applied, [T, L, K] in `weights_dtype`; `token_ids` int32 [T]; `sequence_offsets` int64 [Q + 1]; `domain_ids` uint8 [Q].
-    Metadata: `layers`, `domains`, `n_experts` and `top_k` (per layer), `pad_id` (null if every id is an expert) and
-    `provenance`, each JSON.
+    `counted` uint8 [T], 0 for tokens that statistics leave out, is there if there are any. Metadata: `layers`, `domains`, `n_experts` and
+    `top_k` (per layer), `pad_id` (null if every id is an expert), `provenance`, and `summary`, the objects `model` and `data` of
+    summary.json, each JSON.
 
     `path` should lie in a staged folder: an aborted run leaves a file of the right size with holes.
     Raises UsageError for more than 256 domains, ResourceError if the disk cannot hold the file, before the run.
@@ -68,6 +70,7 @@ class TraceRecorder:
         *,
         domain_names: Sequence[str],
         provenance: Mapping[str, Any],
+        summary: Mapping[str, Any] | None = None,
         weights_dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
         if len(domain_names) > _MAX_DOMAINS:
@@ -95,13 +98,16 @@ class TraceRecorder:
             "top_k": json.dumps([info.top_k for info in layers]),
             "pad_id": json.dumps(self._pad if self._can_pad else None),
             "provenance": json.dumps(provenance, sort_keys=True, ensure_ascii=False),
+            "summary": json.dumps(summary or {}, ensure_ascii=False),
         }
+        all_count = all(bool(batch.counted_BS.all()) for batch in batches)
         tensors = [
             ("expert_ids", self._ids_dtype, (T, L, K)),
             ("weights", "F16" if weights_dtype == "float16" else "F32", (T, L, K)),
             ("token_ids", "I32", (T,)),
             ("sequence_offsets", "I64", (len(lengths_Q) + 1,)),
             ("domain_ids", "U8", (len(lengths_Q),)),
+            *(() if all_count else (("counted", "U8", (T,)),)),
         ]
         header, self._places = lay_out(path, tensors, metadata=metadata)
         self._map = _allocate(path, header, max(place.end for place in self._places.values()))
@@ -112,6 +118,8 @@ class TraceRecorder:
         token_ids_T = self._view("token_ids")
         for batch in batches:
             token_ids_T[self._rows(batch)] = batch.ids_BS.reshape(-1)
+            if not all_count:
+                self._view("counted")[self._rows(batch)] = batch.counted_BS.reshape(-1)
         self._views = (self._view("expert_ids"), self._view("weights"))
 
     def __enter__(self) -> Self:
@@ -194,12 +202,14 @@ class Trace:
     token_ids_T: NDArray[np.int32]
     sequence_offsets_Q: NDArray[np.int64]
     domain_ids_Q: NDArray[np.uint8]
+    counted_T: NDArray[np.bool_]
     layers: tuple[int, ...]
     domains: tuple[str, ...]
     n_experts: tuple[int, ...]
     top_k: tuple[int, ...]
     pad_id: int | None
     provenance: dict[str, Any]
+    summary: dict[str, Any]
 
 
 def read_trace(path: Path) -> Trace:
@@ -215,12 +225,14 @@ def read_trace(path: Path) -> Trace:
         token_ids_T=arrays["token_ids"],
         sequence_offsets_Q=arrays["sequence_offsets"],
         domain_ids_Q=arrays["domain_ids"],
+        counted_T=arrays["counted"].astype(np.bool_) if "counted" in arrays else np.ones(arrays["token_ids"].size, np.bool_),
         layers=tuple(_metadata(path, header, "layers", list)),
         domains=tuple(_metadata(path, header, "domains", list)),
         n_experts=tuple(_metadata(path, header, "n_experts", list)),
         top_k=tuple(_metadata(path, header, "top_k", list)),
         pad_id=_metadata(path, header, "pad_id", int, type(None)),
         provenance=_metadata(path, header, "provenance", dict),
+        summary=_metadata(path, header, "summary", dict),
     )
     _check_shapes(path, trace)
     _check_values(path, trace)
@@ -228,8 +240,10 @@ def read_trace(path: Path) -> Trace:
 
 
 def _map_arrays(path: Path, header: Header) -> dict[str, NDArray[Any]]:
-    for name, dtypes in _ALLOWED.items():
+    for name, dtypes in (_ALLOWED | _OPTIONAL).items():
         if name not in header.tensors:
+            if name in _OPTIONAL:
+                continue
             raise _refuse(path, f"it holds no tensor `{name}`")
         if header.tensors[name].dtype not in dtypes:
             raise _refuse(path, f"`{name}` is `{header.tensors[name].dtype}`, not {' or '.join(f'`{dtype}`' for dtype in dtypes)}")
@@ -241,7 +255,7 @@ def _map_arrays(path: Path, header: Header) -> dict[str, NDArray[Any]]:
     return {
         name: np.frombuffer(mapped, _DTYPES[info.dtype], count=int(np.prod(info.shape)), offset=info.start).reshape(info.shape)
         for name, info in header.tensors.items()
-        if name in _ALLOWED
+        if name in _ALLOWED or name in _OPTIONAL
     }
 
 
@@ -267,9 +281,17 @@ def _check_shapes(path: Path, trace: Trace) -> None:
         not 0 < k <= n for k, n in zip(trace.top_k, trace.n_experts, strict=True)
     ):
         raise _refuse(path, "its metadata `layers`, `n_experts` and `top_k` do not fit together")
-    expected = {"token_ids": (T,), "domain_ids": (Q,), "sequence_offsets": (Q + 1,), "expert_ids": (T, L, K), "weights": (T, L, K)}
+    expected = {
+        "token_ids": (T,),
+        "counted": (T,),
+        "domain_ids": (Q,),
+        "sequence_offsets": (Q + 1,),
+        "expert_ids": (T, L, K),
+        "weights": (T, L, K),
+    }
     found = {
         "token_ids": trace.token_ids_T.shape,
+        "counted": trace.counted_T.shape,
         "domain_ids": trace.domain_ids_Q.shape,
         "sequence_offsets": trace.sequence_offsets_Q.shape,
         "expert_ids": trace.expert_ids_TLK.shape,

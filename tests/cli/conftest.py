@@ -36,6 +36,12 @@ class FakeApi(ModuleType):
             raise self.error
         return self.stats
 
+    def run_saved_route_stats(self, options):
+        self.calls.append(("run_saved_route_stats", options))
+        if self.error is not None:
+            raise self.error
+        return self.stats
+
     def plan_route_stats(self, options):
         self.calls.append(("plan_route_stats", options))
         return self.plan

@@ -73,7 +73,7 @@ def test_no_command_is_a_usage_error_that_shows_the_help_on_stderr(run):
     [
         (["nope"], "no such command `nope`", "`moectl --help` lists what it takes"),
         (["--nope"], "no such option: `--nope`", "`moectl --help` lists what it takes"),
-        (["route-stats"], "missing argument `MODEL`", "`moectl route-stats --help` lists what it takes"),
+        (["route-stats"], "missing argument `MODEL`", "name a model, or a saved run with `--from DIR`"),
         (
             ["route-stats", "m", "--overwrit"],
             "no such option: `--overwrit`; did you mean `--overwrite`?",

@@ -15,8 +15,9 @@ PAGES = ["README.md", "docs/guides/route-stats.md", "docs/reference/cli.md"]
 # Scripts rely on these. A flag is added here on purpose, and never taken away by accident.
 FLAGS = {
     "route-stats": [
-        "--batch-tokens", "--data", "--debug", "--device", "--dry-run", "--dtype", "--format", "--memory", "--order", "--output",
-        "--overwrite", "--seq-len", "--skip-special", "--text-field", "--threads", "--tokens", "--trace", "--verbose", "-v",
+        "--active-experts", "--batch-tokens", "--data", "--debug", "--device", "--dry-run", "--dtype", "--export", "--format", "--from",
+        "--memory", "--order", "--output", "--overwrite", "--perplexity", "--seq-len", "--skip-special", "--text-field", "--threads",
+        "--tokens", "--trace", "--verbose", "-v",
     ],
 }  # fmt: skip
 

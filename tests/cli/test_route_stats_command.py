@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moectl.routing.options import RouteStatsOptions
+from moectl.routing.options import Export, RouteStatsOptions, SavedRunOptions
 
 BASE = ("route-stats", "some/model", "--data", "a.txt")
 DEFAULTS = RouteStatsOptions(model="some/model", data=("a.txt",))
@@ -24,15 +24,25 @@ def test_every_option_reaches_the_library(run, api):
         "route-stats", "m", "--data", "code=src/", "--data", "prose=book.txt", "--tokens", "100k", "--seq-len", "128",
         "--batch-tokens", "1k", "--dtype", "bfloat16", "--device", "cuda:1", "--memory", "16GB", "--threads", "3",
         "--order", "streamed", "--output", "out dir",
-        "--overwrite", "--trace", "--skip-special", "--text-field", "body", "--format", "json",
+        "--overwrite", "--trace", "--skip-special", "--text-field", "body", "--active-experts", "5", "--perplexity",
+        "--export", "eplb=load.npy", "--export", "sglang=load.json", "--format", "json",
     )  # fmt: skip
     assert code == 0
     options = RouteStatsOptions(
         model="m", data=("code=src/", "prose=book.txt"), tokens=100_000, seq_len=128, batch_tokens=1000, dtype="bfloat16", device="cuda:1",
         memory=16_000_000_000, threads=3, order="streamed", output=Path("out dir"), overwrite=True, trace=True, skip_special=True,
-        text_field="body",
+        text_field="body", active_experts=5, perplexity=True,
+        exports=(Export("eplb", Path("load.npy")), Export("sglang", Path("load.json"))),
     )  # fmt: skip
     assert api.calls == [("run_route_stats", options)]
+
+
+def test_a_saved_run_needs_no_model(run, api):
+    code, out, err = run("route-stats", "--from", "stats", "--output", "copy", "--overwrite", "--export", "eplb=a.npy", "--format", "json")
+    assert (code, json.loads(out)) == (0, api.stats.summary)
+    assert err == "note: wrote `copy`\nnote: wrote `a.npy`\n"
+    options = SavedRunOptions(source=Path("stats"), output=Path("copy"), overwrite=True, exports=(Export("eplb", Path("a.npy")),))
+    assert api.calls == [("run_saved_route_stats", options)]
 
 
 def test_json_is_the_summary(run, api):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def test_the_report_reads_only_what_a_run_measures(stats_of):
     assert tuple(stats.layers.columns) == ("domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS)
     known = {*stats.layers.columns, *stats.experts.columns, *stats.summary["throughput"], *stats.summary["provenance"]}
     known |= {*stats.summary["model"], *next(iter(stats.summary["data"].values())), *stats.summary, "difference", "chance"}
+    known |= {"loss", "perplexity", "perplexity_low", "perplexity_high"}  # of `summary["perplexity"]`, checked where it is made
     read = {column.key for column in terminal._COLUMNS}
     for path in Path(moectl.report.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -146,3 +148,31 @@ def test_no_token_tells_nothing(stats_of):
     stats = stats_of(tokens=0, overlap=None)
     assert said(stats) == {"Sample": "No token counts, so there is nothing to tell."}
     assert attention(stats) == []
+
+
+def perplexity(loss, *, interval=True):
+    low, high = (loss - 0.1, loss + 0.1) if interval and loss is not None else (None, None)
+    values = {"loss": loss, "loss_low": low, "loss_high": high}
+    return {**values, **{key.replace("loss", "perplexity"): None if x is None else math.exp(x) for key, x in values.items()}, "tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ((2.0, 1.0, 3.0), "7.39, 2.000 nats a token (perplexity 6.69 to 8.17 with 95 % confidence): code 2.72, prose 20.1."),
+        ((7.0, 6.0, None), "1,097, 7.000 nats a token (perplexity 992 to 1,212 with 95 % confidence)."),
+    ],
+)
+def test_perplexity(stats_of, rows, text):
+    stats = stats_of()
+    assert "Perplexity" not in said(stats)
+    stats.summary["perplexity"] = {name: perplexity(loss) for name, loss in zip(("all", "code", "prose"), rows, strict=True)}
+    assert said(stats)["Perplexity"] == text
+
+
+def test_perplexity_without_an_interval_or_a_prediction(stats_of):
+    stats = stats_of()
+    stats.summary["perplexity"] = {"all": perplexity(2.0, interval=False), "code": perplexity(2.0, interval=False)}
+    assert said(stats)["Perplexity"] == "7.39, 2.000 nats a token."
+    stats.summary["perplexity"] = {"all": perplexity(None), "code": perplexity(None)}
+    assert "Perplexity" not in said(stats)

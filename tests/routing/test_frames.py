@@ -11,7 +11,8 @@ import torch
 
 from moectl.model.events import MoELayerInfo, RoutingEvent
 from moectl.routing.counters import Counters
-from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
+from moectl.routing.counting.predicted import KeptExperts
+from moectl.routing.frames import _OF_SCORES, METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
 
 
 @pytest.fixture
@@ -65,12 +66,27 @@ def test_layer_rows_have_every_metric_and_records_match(run_of, counters_of):
 
 def test_every_metric_applies_somewhere_and_nowhere_else_is_null(run_of, counters_of):
     run = run_of(shapes=((0, 4, 70), (1, 3, 66)), vocabulary=7, biased=(4,))
-    frame = layer_frame(counters_of(run), run.names)
+    counters, kept = counters_of(run), KeptExperts(run.layers, run.batches)
+    for event in run.events:
+        kept.record(event)
+    counters.count_predicted(kept, run.batches, np.concatenate([batch.ids_BS.reshape(-1) for batch in run.batches]), vocab_size=7)
+    frame = layer_frame(counters, run.names)
     everywhere = [key for key in METRIC_KEYS if not key.startswith(("vocabulary_", "domain_")) and key != "bias_effect"]
     assert not frame[everywhere].isna().to_numpy().any()
     only_all = [key for key in METRIC_KEYS if key.startswith(("vocabulary_", "domain_"))]
     assert (frame[only_all].isna().to_numpy() == (frame["domain"] != "all").to_numpy()[:, None]).all()
     assert (frame["bias_effect"].isna() == (frame["layer"] != 4)).all()
+
+
+def test_what_scores_decide_is_null_without_logits(run_of, counters_of):
+    run = run_of(shapes=((0, 4, 70), (1, 3, 66)), vocabulary=7, biased=(4,))
+    blind = Counters(run.layers, len(run.names), run.batches)
+    for event in run.events:
+        blind.record(RoutingEvent(event.layer, event.batch, event.expert_ids_TK, event.weights_TK, None))
+    seen, unseen = (layer_frame(counters, run.names) for counters in (counters_of(run), blind))
+    null = [key for key in METRIC_KEYS if not seen[key].equals(unseen[key])]
+    assert sorted(null) == sorted(_OF_SCORES)
+    assert unseen[null].isna().all(axis=None)
 
 
 def test_each_layer_is_measured_with_its_own_size(run_of, counters_of):

@@ -58,6 +58,7 @@ def score_sums(info: MoELayerInfo, event: RoutingEvent, weights_TK: Tensor, coun
 
     With a correction bias or groups the key is what the router selected by, inside the allowed groups; else it is the logits.
     """
+    assert event.logits_TE is not None
     ids_TK, logits_TE = event.expert_ids_TK, event.logits_TE.float()
     B, E, K = counts_BE.shape[0], info.n_experts, info.top_k
     ran_TK = ids_TK >= 0
@@ -101,6 +102,13 @@ def score_sums(info: MoELayerInfo, event: RoutingEvent, weights_TK: Tensor, coun
     loss_B = (chosen_BE.double() * scores_BE.double()).sum(1) * (E / K) / n_B**2
     return ScoreSums(scores_BE, entropy_B, captured_B, used_B, is_used_B, agreed_B, full_B, margin_B, has_margin_B, fragile_B,
                      z_squared_B, loss_B.round().long())  # fmt: skip
+
+
+def used_expert_sums(weights_TK: Tensor, counted_T: Tensor, n_sequences: int) -> dict[str, Tensor]:
+    """What the weights alone decide: `used_experts_B` and `used_tokens_B` of ScoreSums."""
+    used_T, is_used_T = _used_experts(weights_TK)
+    sums_2B = torch.stack([_fixed(used_T), is_used_T.long()]).mul_(counted_T).view(2, n_sequences, -1).sum(2)
+    return {"used_experts_B": sums_2B[0], "used_tokens_B": sums_2B[1]}
 
 
 def _used_experts(weights_TK: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,14 @@
     add_tokens(table_LME[position], tracked.rows(batch)[:, None], bins_TK, n_experts)
 
 All token ids are known before a run, so which are counted and the memory for them are fixed at its start. Ids that a model predicts
-would be one more table, fed with rows from its logits.
+are known after it: see `predicted.py`.
 """
 
 # Shapes: B sequences of a micro-batch, S tokens of each, T = B x S, K slots, L MoE layers, E experts, M ids counted, V ids known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from moectl.data.batching import MicroBatch
 
 IntArray = NDArray[np.int64]
-Kind = Literal["input", "next"]
-"""The token itself, or the one that follows it in its sequence; the last one of a sequence has none."""
+Kind = Literal["input", "next", "predicted"]
+"""The token itself, the one that follows it in its sequence (the last one of a sequence has none), or the one that the model predicts."""
 
 KINDS: tuple[Kind, ...] = ("input", "next")
+"""Those that are known before a run."""
 MIN_OCCURRENCES = 10
 TABLE_BYTES = 96_000_000
 """Memory of all tables together."""
@@ -42,10 +43,13 @@ class TrackedIds:
     _row_V: NDArray[np.int32]
 
     def rows(self, batch: MicroBatch) -> IntArray:
-        """[T] the row of each token of a micro-batch, -1 where its id is not counted."""
-        ids_BS = ids_of(self.kind, batch.ids_BS)
-        rows_BS = self._row_V[np.where((ids_BS < 0) | (ids_BS >= len(self._row_V)), -1, ids_BS)]
-        return rows_BS.reshape(-1).astype(np.int64)
+        """[T] the row of each token of a micro-batch, -1 where its id is not counted; for the kinds in KINDS."""
+        return self.rows_of(ids_of(self.kind, batch.ids_BS).reshape(-1))
+
+    def rows_of(self, ids_T: NDArray[Any]) -> IntArray:
+        """[T] the row of each id, -1 where it is not counted."""
+        rows_T = self._row_V[np.where((ids_T < 0) | (ids_T >= len(self._row_V)), -1, ids_T)]
+        return rows_T.astype(np.int64)
 
 
 def ids_of(kind: Kind, ids_BS: IntArray) -> IntArray:
@@ -62,9 +66,14 @@ def most_ids(n_layers: int, n_experts: int, n_tokens: int, *, n_tables: int) -> 
 
 def track_ids(batches: Sequence[MicroBatch], kind: Kind, *, limit: int) -> TrackedIds:
     """The at most `limit` most frequent ids that at least MIN_OCCURRENCES counted tokens have; ties go to the lowest id."""
-    tokens_V = np.zeros(1 + max((int(batch.ids_BS.max(initial=0)) for batch in batches), default=0), np.int64)
-    for batch in batches:
-        ids = ids_of(kind, batch.ids_BS)[batch.counted_BS]
+    n_ids = 1 + max((int(batch.ids_BS.max(initial=0)) for batch in batches), default=0)
+    return track(kind, (ids_of(kind, batch.ids_BS)[batch.counted_BS] for batch in batches), n_ids=n_ids, limit=limit)
+
+
+def track(kind: Kind, counted: Iterable[NDArray[Any]], *, n_ids: int, limit: int) -> TrackedIds:
+    """The same of any ids below `n_ids` of the counted tokens, -1 for none."""
+    tokens_V = np.zeros(n_ids, np.int64)
+    for ids in counted:
         tokens_V += np.bincount(ids[ids >= 0], minlength=len(tokens_V))
     order_V = np.argsort(-tokens_V, kind="stable")
     ids_M = order_V[: min(limit, int((tokens_V >= MIN_OCCURRENCES).sum()))]

@@ -1,0 +1,40 @@
+"""Counters -> RouteStats: the one place where the tables of a run and its summary come together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moectl.routing.counters import Counters
+from moectl.routing.frames import expert_frame, layer_frame, layer_records, overall
+from moectl.routing.result import RouteStats
+
+
+def assemble(
+    counters: Counters,
+    domain_names: Sequence[str],
+    *,
+    provenance: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    throughput: Mapping[str, Any],
+    perplexity: Mapping[str, Any] | None = None,
+) -> RouteStats:
+    """The result of a run, whose summary gets the other arguments under their own names, in its own order."""
+    layers = layer_frame(counters, domain_names)
+    summary = {
+        "provenance": dict(provenance),
+        "model": dict(model),
+        "data": dict(data),
+        "perplexity": None if perplexity is None else dict(perplexity),
+        "layers": layer_records(layers),
+        "overall": overall(layers),
+        "throughput": dict(throughput),
+    }
+    return RouteStats(
+        summary=summary,
+        experts=expert_frame(counters, domain_names),
+        layers=layers,
+        coactivation_LEE=counters.coactivation_LEE(),
+        moe_layers=tuple(info.layer for info in counters.layers),
+    )
