@@ -240,14 +240,13 @@ def repeating(account: Account) -> str:
     return f"""## Repeat it
 
 ```console
+$ make demo-dense
 $ make demo-model
-$ python demo/account.py
 ```
 
-The first trains tokenizer and model and puts both into the package: {format_seconds(account.seconds)} of steps at the speed above, and the
-evaluations in between. If it is interrupted, the same command goes on from the last checkpoint, of which there is one every
-{account.options["save_every"]} steps, and ends with the same model. The second writes this page, its figure and the log in a minute or two;
-`python demo/train.py --dense` before it trains the dense twin.
+The first trains the dense twin, and may be left out. The second trains tokenizer and model, puts both into the package
+({format_seconds(account.seconds)} of steps at the speed above, and the evaluations in between), and writes this page. Interrupted, either
+goes on from its last checkpoint, of which there is one every {account.options["save_every"]} steps, and ends with the same model.
 
 The text is the standard library of the Python that runs moectl, so another version, or another build, has other text. A document stays in
 its split, held out or not, as long as its file or table keeps its name; but files are edited, the character tables grow, and the

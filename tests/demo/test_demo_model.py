@@ -81,8 +81,8 @@ def test_its_modules_for_tokens_ahead_learned_too(heldout):
 
 def test_route_stats_on_the_built_in_model_and_data(moectl):
     run = moectl("route-stats", "demo", "--tokens", "2k", "--format", "json")
-    assert run.code == 0, run.stderr
-    summary = json.loads(run.stdout)
+    assert run.code == 0, run.err
+    summary = json.loads(run.out)
     assert summary["model"]["name"] == "demo"
     assert list(summary["data"]) == list(DOMAINS)
     assert [row["layer"] for row in summary["layers"]] == [1, 2, 3, 4, 5, 6]
