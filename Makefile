@@ -20,7 +20,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 demo: $(INSTALLED)
 	@$(BIN)/moectl route-stats demo --tokens 16k --output $(DEMO_REPORT) --overwrite
-	@echo 'The report is in $(CURDIR)/$(DEMO_REPORT)'
+	@echo 'The report: $(CURDIR)/$(DEMO_REPORT)/report.html'
 
 # Continues where it was interrupted; `make demo-dense` trains the dense model of the same recipe.
 demo-model: $(DEVELOPING)
