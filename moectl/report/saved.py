@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from moectl.checkpoint.header import read_header
 from moectl.checkpoint.json_object import read_object
 from moectl.errors import DataError, ModelError, from_os_error
-from moectl.routing.frames import ALL, METRIC_KEYS
+from moectl.routing.frames import ALL, BOUND_KEYS, METRIC_KEYS
 from moectl.routing.replay import stats_from_trace
 from moectl.routing.result import RouteStats
 
@@ -29,11 +29,12 @@ TRACE = "trace.safetensors"
 _SUMMARY = "summary.json"
 _EXPERT_TYPES = {
     "domain": "string", "layer": "int32", "expert": "int32", "tokens": "int64", "share": "double", "relative_load": "double",
-    "weight_sum": "double", "mean_weight": "double", "first_choice_tokens": "int64",
+    "weight_sum": "double", "mean_weight": "double", "first_choice_tokens": "int64", "share_low": "double", "share_high": "double",
+    "domain_specialisation": "double", "lift": "double", "gate_score": "double", "domain_entropy": "double",
 }  # fmt: skip
 _LAYER_TYPES = {
     "domain": "string", "layer": "int32", "n_experts": "int32", "top_k": "int32", "tokens": "int64",
-    **dict.fromkeys(METRIC_KEYS, "double"),
+    **dict.fromkeys((*METRIC_KEYS, *BOUND_KEYS), "double"),
 }  # fmt: skip
 _TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float, type(None))
 _SUMMARY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {

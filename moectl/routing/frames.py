@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moectl.routing.bounds import BOUNDED_KEYS, layer_bounds, share_bounds
 from moectl.routing.counters import Counters
 from moectl.routing.counting.scores import SCORE_UNIT
 from moectl.routing.counting.selection import LAGS, WEIGHT_UNIT
-from moectl.routing.metrics import confidence, domains, load, losses, temporal, vocabulary
+from moectl.routing.metrics import confidence, domains, load, losses, specialisation, temporal, vocabulary
 
 ALL = "all"
 
@@ -39,6 +40,8 @@ METRIC_KEYS = (
     *(f"vocabulary_{kind}{choice}{weighting}" for kind in ("input", "next", "predicted") for choice in ("", "_first_choice")
       for weighting in ("", "_weighted")),
 )  # fmt: skip
+BOUND_KEYS = tuple(f"{key}_{end}" for key in BOUNDED_KEYS for end in ("low", "high"))
+"""Ends of the 95 % interval of each metric that has one."""
 _OF_SCORES = (
     "balance_loss", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass", "margin", "fragile_tokens", "bias_effect",
 )  # fmt: skip
@@ -49,11 +52,15 @@ def expert_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFram
     """A row per (domain, layer, expert).
 
     `tokens` that ran the expert, `share` of the layer's slots, `relative_load` = E share (1 if even), `weight_sum` of the combine weights,
-    `mean_weight` = weight_sum / tokens (NaN without tokens), `first_choice_tokens` that weighted it highest.
+    `mean_weight` = weight_sum / tokens (NaN without tokens), `first_choice_tokens` that weighted it highest; `share_low` and `share_high`,
+    the 95 % interval of the share. Then what it is for: `domain_specialisation`, the part of the tokens that ran it, `lift`, that over the
+    same of all text, `gate_score`, its weight averaged over all tokens, and on the rows of all domains `domain_entropy`.
     """
     assert len(domain_names) == counters.n_domains
     counts = counters.counts
     tokens_DLE = _with_all(counters.by_domain(counts.tokens_XLE))
+    counted_DL = _with_all(counters.by_domain(counts.counted_XL))
+    share_low, share_high = share_bounds(counters)
     slots_DL1 = tokens_DLE.sum(-1, keepdims=True)
     n_experts_L1 = np.array([info.n_experts for info in counters.layers])[:, None]
     weight_DLE = _with_all(counts.weight_DLE) * WEIGHT_UNIT
@@ -70,12 +77,16 @@ def expert_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFram
             "weight_sum": weight_DLE[real_DLE],
             "mean_weight": _divide(weight_DLE, tokens_DLE)[real_DLE],
             "first_choice_tokens": _with_all(counters.by_domain(counts.first_choice_XLE))[real_DLE],
+            "share_low": share_low[real_DLE],
+            "share_high": share_high[real_DLE],
+            **{name: value[real_DLE] for name, value in _specialisation(tokens_DLE, counted_DL, weight_DLE).items()},
         }
     )
 
 
 def layer_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame:
-    """A row per (domain, layer): `n_experts`, `top_k`, `tokens` counted, then METRIC_KEYS as float64, NaN where one does not apply."""
+    """A row per (domain, layer): `n_experts`, `top_k`, `tokens` counted, then METRIC_KEYS and BOUND_KEYS as float64, NaN where one does
+    not apply."""
     assert len(domain_names) == counters.n_domains
     D, L = counters.n_domains + 1, len(counters.layers)
     values: dict[str, NDArray[np.float64]] = {key: np.full((D, L), np.nan) for key in METRIC_KEYS}
@@ -96,6 +107,8 @@ def layer_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame
         values[key][:] = np.nan
     for key, value in _vocabulary(counters).items():
         values[key][0] = value
+    for key, ends in layer_bounds(counters).items():
+        values[f"{key}_low"], values[f"{key}_high"] = ends
     return pd.DataFrame(
         {
             "domain": np.array([ALL, *domain_names], dtype=object).repeat(L),
@@ -103,7 +116,7 @@ def layer_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFrame
             "n_experts": np.tile(np.array([n_experts for n_experts, _ in sizes], np.int32), D),
             "top_k": np.tile(np.array([top_k for _, top_k in sizes], np.int32), D),
             "tokens": sums["counted_XL"].reshape(-1),
-            **{key: values[key].reshape(-1) for key in METRIC_KEYS},
+            **{key: values[key].reshape(-1) for key in (*METRIC_KEYS, *BOUND_KEYS)},
         }
     )
 
@@ -131,6 +144,19 @@ def overall(layers: pd.DataFrame) -> dict[str, dict[str, float] | None]:
             "max": float(applies.max()),
         }
     return result
+
+
+def _specialisation(tokens_DLE: NDArray[np.int64], counted_DL: NDArray[np.int64], weight_DLE: NDArray[Any]) -> dict[str, Any]:
+    """[D, L, E] each; row 0 is all domains."""
+    tokens_LDE, counted_LD = tokens_DLE.swapaxes(0, 1), counted_DL.T
+    lift = specialisation.domain_lift(tokens_LDE[:, 1:], counted_LD[:, 1:]).swapaxes(0, 1)
+    entropy = specialisation.expert_domain_entropy(tokens_LDE[:, 1:], counted_LD[:, 1:])
+    return {
+        "domain_specialisation": specialisation.domain_specialisation(tokens_LDE, counted_LD).swapaxes(0, 1),
+        "lift": np.concatenate([np.full_like(lift[:1], np.nan), lift]),
+        "gate_score": specialisation.gate_score(weight_DLE, counted_DL),
+        "domain_entropy": np.concatenate([entropy[None], np.full_like(lift, np.nan)]),
+    }
 
 
 def _load(sums: dict[str, NDArray[Any]], n_experts: int, top_k: int) -> dict[str, Any]:

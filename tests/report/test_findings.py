@@ -12,7 +12,7 @@ from moectl.report.attention import attention
 from moectl.report.domains import domain_difference
 from moectl.report.findings import findings
 from moectl.report.rows import even_share
-from moectl.routing.frames import METRIC_KEYS
+from moectl.routing.frames import BOUND_KEYS, METRIC_KEYS
 
 
 def said(stats):
@@ -21,7 +21,7 @@ def said(stats):
 
 def test_the_report_reads_only_what_a_run_measures(stats_of):
     stats = stats_of()
-    assert tuple(stats.layers.columns) == ("domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS)
+    assert tuple(stats.layers.columns) == ("domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS, *BOUND_KEYS)
     known = {*stats.layers.columns, *stats.experts.columns, *stats.summary["throughput"], *stats.summary["provenance"]}
     known |= {*stats.summary["model"], *next(iter(stats.summary["data"].values())), *stats.summary, "difference", "chance"}
     known |= {"loss", "perplexity", "perplexity_low", "perplexity_high"}  # of `summary["perplexity"]`, checked where it is made

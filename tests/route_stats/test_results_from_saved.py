@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import moectl as package
 from moectl.cli.app import main
+from moectl.routing.bounds import BOUNDED_KEYS
 from moectl.routing.frames import _OF_SCORES
 
 FILES = ("experts.parquet", "layers.parquet", "coactivation.safetensors", "report.html", "summary.json")
@@ -68,16 +69,21 @@ def test_a_trace_is_counted_again(whole, family, runs, tmp_path, how):
     )
     output = again(tmp_path / "in" if how == "folder" else source, tmp_path / "out")
     # float16 weights; all else is counts.
-    weights = ["weight_sum", "mean_weight"]
+    weights = ["weight_sum", "mean_weight", "gate_score"]
     assert output.experts.drop(columns=weights).equals(run.experts.drop(columns=weights))
     np.testing.assert_allclose(output.experts[weights], run.experts[weights], rtol=1e-3)
     assert (output.folder / "coactivation.safetensors").read_bytes() != (run.folder / "coactivation.safetensors").read_bytes()
     assert (output.coactivation == run.coactivation).all()
-    null = [*_OF_SCORES, *(key for key in run.layers.columns if key.startswith("vocabulary_predicted"))]
+    null = [
+        *_OF_SCORES,
+        *(f"{key}_{end}" for key in _OF_SCORES for end in ("low", "high") if key in BOUNDED_KEYS),
+        *(key for key in run.layers.columns if key.startswith("vocabulary_predicted")),
+    ]
     assert output.layers[null].isna().all(axis=None)
-    kept = run.layers.columns.drop([*null, "effective_used_experts"])
+    of_weights = ["effective_used_experts", "effective_used_experts_low", "effective_used_experts_high"]
+    kept = run.layers.columns.drop([*null, *of_weights])
     assert output.layers[kept].equals(run.layers[kept])
-    np.testing.assert_allclose(output.layers["effective_used_experts"], run.layers["effective_used_experts"], rtol=1e-3)
+    np.testing.assert_allclose(output.layers[of_weights], run.layers[of_weights], rtol=1e-2)
     for key in ("model", "data"):
         assert output.summary[key] == run.summary[key]
     assert output.summary["provenance"]["from"] == "trace"

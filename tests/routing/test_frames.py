@@ -12,7 +12,7 @@ import torch
 from moectl.model.events import MoELayerInfo, RoutingEvent
 from moectl.routing.counters import Counters
 from moectl.routing.counting.predicted import KeptExperts
-from moectl.routing.frames import _OF_SCORES, METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
+from moectl.routing.frames import _OF_SCORES, BOUND_KEYS, METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_expert_rows(run_of, counters_of):
     assert frame.loc[:20, "expert"].tolist() == [*range(8), *range(8), *range(5)]
     assert len(frame) == 3 * 21
     assert [str(dtype) for dtype in frame.dtypes.iloc[1:]] == [
-        "int32", "int32", "int64", "float64", "float64", "float64", "float64", "int64",
+        "int32", "int32", "int64", "float64", "float64", "float64", "float64", "int64", *["float64"] * 6,
     ]  # fmt: skip
     by_domain = frame[frame["domain"] != "all"].groupby(["layer", "expert"])[["tokens", "first_choice_tokens", "weight_sum"]].sum()
     whole = frame[frame["domain"] == "all"].set_index(["layer", "expert"])
@@ -53,7 +53,7 @@ def test_expert_rows(run_of, counters_of):
 def test_layer_rows_have_every_metric_and_records_match(run_of, counters_of):
     run = run_of()
     frame = layer_frame(counters_of(run), run.names)
-    assert frame.columns.tolist() == ["domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS]
+    assert frame.columns.tolist() == ["domain", "layer", "n_experts", "top_k", "tokens", *METRIC_KEYS, *BOUND_KEYS]
     assert frame[["domain", "layer"]].to_numpy().tolist()[:4] == [["all", 3], ["all", 4], ["all", 7], ["wiki", 3]]
     assert frame["tokens"].tolist() == [56] * 3 + [34] * 3 + [22] * 3
     records = layer_records(frame)
@@ -144,13 +144,16 @@ def test_permuting_experts_permutes_rows_and_changes_no_metric(run_of, counters_
     tables = layer_frame(before, run.names), layer_frame(after, run.names)
     # A softmax adds up the experts in their order, so what is made of scores may differ in the last bits.
     of_scores = ["balance_loss", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass"]
+    of_scores += BOUND_KEYS  # these add up blocks and experts as they come
     pd.testing.assert_frame_equal(*(table.drop(columns=of_scores) for table in tables), check_exact=True)
     pd.testing.assert_frame_equal(*(table[of_scores] for table in tables), rtol=1e-6)
     rows = expert_frame(before, run.names)
     rows["expert"] = order.numpy()[rows["expert"]].astype(np.int32)
     rows["place"] = rows["domain"].map({"all": 0, "wiki": 1, "code": 2})
     rows = rows.sort_values(["place", "expert"]).drop(columns="place").reset_index(drop=True)
-    pd.testing.assert_frame_equal(rows, expert_frame(after, run.names), check_exact=True)
+    bounds = ["share_low", "share_high"]
+    pd.testing.assert_frame_equal(rows.drop(columns=bounds), expert_frame(after, run.names).drop(columns=bounds), check_exact=True)
+    pd.testing.assert_frame_equal(rows[bounds], expert_frame(after, run.names)[bounds], rtol=1e-9)
     together_EE, moved_EE = before.coactivation_LEE()[0], after.coactivation_LEE()[0]
     assert (moved_EE[order][:, order] == together_EE).all()
 
