@@ -18,7 +18,7 @@ from moectl.cli.app import main
 # Shapes: L MoE layers, E experts.
 
 SPECIAL = (0, 1)  # <s> and </s> of the tiny tokenizer
-TABLES = ("experts.parquet", "layers.parquet", "coactivation.safetensors")
+TABLES = ("experts.parquet", "layers.parquet", "vocabulary.parquet", "token_classes.parquet", "coactivation.safetensors")
 
 
 class Output(NamedTuple):

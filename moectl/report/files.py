@@ -28,14 +28,16 @@ _ARROW_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64(
 
 
 def write_route_stats(stats: RouteStats, folder: Path, *, provenance: Mapping[str, Any]) -> None:
-    """Write `experts.parquet`, `layers.parquet`, `coactivation.safetensors`, `report.html` and `summary.json` into `folder`.
+    """Write `experts layers vocabulary token_classes .parquet`, `coactivation.safetensors`, `report.html` and `summary.json` into `folder`.
 
-    `provenance` goes into the first three and must not vary between equal runs; the other two hold what `stats.summary` says.
+    `provenance` goes into all but the last two and must not vary between equal runs; these two hold what `stats.summary` says.
     Raises ResourceError if the disk refuses.
     """
     text = json.dumps(provenance, sort_keys=True, ensure_ascii=False, allow_nan=False)
     _write(folder / "experts.parquet", _parquet(stats.experts, text))
     _write(folder / "layers.parquet", _parquet(stats.layers, text))
+    _write(folder / "vocabulary.parquet", _parquet(stats.vocabulary, text))
+    _write(folder / "token_classes.parquet", _parquet(stats.token_classes, text))
     counts_LEE = np.ascontiguousarray(stats.coactivation_LEE, dtype="<i8")
     coactivation = folder / "coactivation.safetensors"
     metadata = {"layers": json.dumps(list(stats.moe_layers)), "provenance": text}

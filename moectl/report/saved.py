@@ -24,6 +24,7 @@ from moectl.errors import DataError, ModelError, from_os_error
 from moectl.routing.frames import ALL, BOUND_KEYS, METRIC_KEYS
 from moectl.routing.replay import stats_from_trace
 from moectl.routing.result import RouteStats
+from moectl.routing.token_frames import CLASS_DTYPES, VOCABULARY_DTYPES
 
 TRACE = "trace.safetensors"
 _SUMMARY = "summary.json"
@@ -36,6 +37,9 @@ _LAYER_TYPES = {
     "domain": "string", "layer": "int32", "n_experts": "int32", "top_k": "int32", "tokens": "int64",
     **dict.fromkeys((*METRIC_KEYS, *BOUND_KEYS), "double"),
 }  # fmt: skip
+_ARROW_NAMES = {"object": "string", "float64": "double"}
+_VOCABULARY_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in VOCABULARY_DTYPES.items()}
+_CLASS_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in CLASS_DTYPES.items()}
 _TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float, type(None))
 _SUMMARY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "provenance": {"dtype": _TEXT, "device": _TEXT},
@@ -73,14 +77,24 @@ def read_route_stats(folder: Path) -> tuple[RouteStats, dict[str, Any]]:
         raise DataError(error.message, hint="the folder is damaged: run `moectl route-stats` again") from error
     experts, experts_text = _read_parquet(folder / "experts.parquet", _EXPERT_TYPES)
     layer_table, layers_text = _read_parquet(folder / "layers.parquet", _LAYER_TYPES)
-    if not experts_text == layers_text == coactivation_text:
+    vocabulary, vocabulary_text = _read_parquet(folder / "vocabulary.parquet", _VOCABULARY_TYPES)
+    classes, classes_text = _read_parquet(folder / "token_classes.parquet", _CLASS_TYPES)
+    if len({experts_text, layers_text, vocabulary_text, classes_text, coactivation_text}) > 1:
         raise _refuse(folder, "its files come of different runs")
     try:
         provenance = json.loads(experts_text)
     except (ValueError, RecursionError) as error:
         raise _refuse(folder, "the provenance of its tables is not JSON") from error
     _check_summary(folder, summary, provenance)
-    stats = RouteStats(summary=summary, experts=experts, layers=layer_table, coactivation_LEE=counts_LEE, moe_layers=layers)
+    stats = RouteStats(
+        summary=summary,
+        experts=experts,
+        layers=layer_table,
+        coactivation_LEE=counts_LEE,
+        moe_layers=layers,
+        vocabulary=vocabulary,
+        token_classes=classes,
+    )
     _check_rows(folder, stats)
     return stats, provenance
 

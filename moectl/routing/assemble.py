@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moectl.routing.counters import Counters
 from moectl.routing.frames import expert_frame, layer_frame, layer_records, overall
 from moectl.routing.result import RouteStats
+from moectl.routing.token_frames import class_frame, vocabulary_frame
+
+if TYPE_CHECKING:
+    from moectl.data.tokenizer import TextTokenizer
 
 
 def assemble(
@@ -19,8 +23,9 @@ def assemble(
     data: Mapping[str, Any],
     throughput: Mapping[str, Any],
     perplexity: Mapping[str, Any] | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> RouteStats:
-    """The result of a run, whose summary gets the other arguments under their own names, in its own order."""
+    """The result of a run, whose summary gets the other arguments under their own names; `tokenizer` spells out tokens."""
     layers = layer_frame(counters, domain_names)
     summary = {
         "provenance": dict(provenance),
@@ -37,4 +42,6 @@ def assemble(
         layers=layers,
         coactivation_LEE=counters.coactivation_LEE(),
         moe_layers=tuple(info.layer for info in counters.layers),
+        vocabulary=vocabulary_frame(counters, tokenizer),
+        token_classes=class_frame(counters),
     )

@@ -5,7 +5,7 @@ stats.layers[["layer", "max_vio"]]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ class RouteStats:
 
     `summary`: the content of summary.json. `experts`: a row per (domain, layer, expert), `layers`: a row per (domain, layer), both with
     the rows of `domain="all"` first. `coactivation_LEE` int64: tokens that ran both experts, diagonal = tokens of the expert, padded to the
-    largest layer. `moe_layers`: the decoder layer's own index of each of its L blocks.
+    largest layer. `moe_layers`: the decoder layer's own index of each of its L blocks. `vocabulary`: the tokens that each expert is most
+    for; `token_classes`: how much of each class of tokens it runs (see `token_frames`).
     """
 
     summary: dict[str, Any]
@@ -27,3 +28,5 @@ class RouteStats:
     layers: pd.DataFrame
     coactivation_LEE: NDArray[np.int64]
     moe_layers: tuple[int, ...]
+    vocabulary: pd.DataFrame = field(default_factory=pd.DataFrame)
+    token_classes: pd.DataFrame = field(default_factory=pd.DataFrame)

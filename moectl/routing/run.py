@@ -26,6 +26,7 @@ from moectl.arch.active_experts import with_active_experts
 from moectl.arch.spec import ModelSpec, MoE
 from moectl.data.batching import MicroBatch, micro_batches
 from moectl.data.packing import Domain, load_domains
+from moectl.data.tokenizer import has_tokenizer, load_tokenizer
 from moectl.model.decoder import Model
 from moectl.model.events import MoELayerInfo, Recorder, RoutingEvent
 from moectl.model.load import Checkpoint, open_checkpoint
@@ -39,6 +40,7 @@ from moectl.routing.counting.predicted import KeptExperts
 from moectl.routing.options import RouteStatsOptions
 from moectl.routing.perplexity import Losses
 from moectl.routing.result import RouteStats
+from moectl.routing.token_classes import class_table
 from moectl.routing.trace import TraceRecorder
 
 
@@ -83,7 +85,10 @@ class Job:
     def run(self, progress: Progress, *, trace_path: Path | None = None) -> RouteStats:
         """Push every token through and count. `trace_path` also writes the trace there. Raises ModelError, ResourceError."""
         names = [domain.name for domain in self.domains]
-        counters = Counters(self.layers, len(self.domains), self.batches)
+        folder = self.checkpoint.location.folder
+        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        classes_V = None if tokenizer is None else class_table(tokenizer, self.batches)
+        counters = Counters(self.layers, len(self.domains), self.batches, class_of_id_V=classes_V)
         losses = Losses(counters.blocks, self.batches) if self.options.perplexity else None
         kept = KeptExperts(self.layers, self.batches) if self.plan.predicted_ids else None
         described = {"model": describe_model(self.checkpoint, self.config_top_k), "data": describe_data(self.domains)}
@@ -114,6 +119,7 @@ class Job:
             ),
             **described,
             perplexity=None if losses is None else losses.summary(names),
+            tokenizer=tokenizer,
             throughput={
                 "tokens_per_s": round(self.plan.tokens / seconds, 3),
                 "forward_seconds": round(seconds, 3),

@@ -41,7 +41,17 @@ class FullDisk(io.FileIO):
 
 @pytest.mark.parametrize("room", [0, 100])
 @pytest.mark.parametrize(
-    "name", ["experts.parquet", "layers.parquet", "coactivation.safetensors", "report.html", "summary.json", "trace.safetensors"]
+    "name",
+    [
+        "experts.parquet",
+        "layers.parquet",
+        "vocabulary.parquet",
+        "token_classes.parquet",
+        "coactivation.safetensors",
+        "report.html",
+        "summary.json",
+        "trace.safetensors",
+    ],
 )
 def test_a_disk_that_fills_up(model, refused, monkeypatch, name, room):
     real = Path.open

@@ -18,7 +18,15 @@ from moectl.cli.app import main
 from moectl.routing.bounds import BOUNDED_KEYS
 from moectl.routing.frames import _OF_SCORES
 
-FILES = ("experts.parquet", "layers.parquet", "coactivation.safetensors", "report.html", "summary.json")
+FILES = (
+    "experts.parquet",
+    "layers.parquet",
+    "vocabulary.parquet",
+    "token_classes.parquet",
+    "coactivation.safetensors",
+    "report.html",
+    "summary.json",
+)
 
 
 def again(source, output, *options):

@@ -11,6 +11,7 @@ import torch
 
 from moectl.data.batching import MicroBatch
 from moectl.model.events import MoELayerInfo, RoutingEvent
+from moectl.routing.counters import Counters
 
 
 @dataclass
@@ -77,3 +78,16 @@ def run_of():
 @pytest.fixture(scope="session")
 def batches_of():
     return make_batches
+
+
+@pytest.fixture
+def counters_of():
+    """The counters of a run, fed with its events or others."""
+
+    def make(run, events=None, **options):
+        counters = Counters(run.layers, len(run.names), run.batches, **options)
+        for event in run.events if events is None else events:
+            counters.record(event)
+        return counters
+
+    return make

@@ -15,17 +15,6 @@ from moectl.routing.counting.predicted import KeptExperts
 from moectl.routing.frames import _OF_SCORES, BOUND_KEYS, METRIC_KEYS, expert_frame, layer_frame, layer_records, overall
 
 
-@pytest.fixture
-def counters_of():
-    def make(run, events=None):
-        counters = Counters(run.layers, len(run.names), run.batches)
-        for event in run.events if events is None else events:
-            counters.record(event)
-        return counters
-
-    return make
-
-
 def test_expert_rows(run_of, counters_of):
     run = run_of()
     counters = counters_of(run)

@@ -18,7 +18,15 @@ from moectl.routing.frames import expert_frame, layer_frame, layer_records, over
 from moectl.routing.result import RouteStats
 
 PROVENANCE = {"model": "tiny", "seed": 0}
-NAMES = ("experts.parquet", "layers.parquet", "coactivation.safetensors", "report.html", "summary.json")
+NAMES = (
+    "experts.parquet",
+    "layers.parquet",
+    "vocabulary.parquet",
+    "token_classes.parquet",
+    "coactivation.safetensors",
+    "report.html",
+    "summary.json",
+)
 
 
 def stats_of(run, events):
