@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moectl.report.domains import domain_difference
-from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, layer_of_largest, overall_rows, typical
+from moectl.report.headline import three_digits
+from moectl.report.rows import (
+    ENOUGH_TOKENS,
+    domain_names,
+    even_share,
+    layer_of_largest,
+    overall_rows,
+    typical,
+    typical_interval,
+)
+from moectl.routing.counting.blocks import MAX_BLOCKS
 from moectl.routing.frames import ALL
 from moectl.routing.metrics.coactivation import Pair, strongest_pair
 
@@ -45,7 +55,7 @@ class Finding:
 
 
 def findings(stats: RouteStats) -> list[Finding]:
-    """Balance, dead experts, domains, neighbours, pairs and sample: one sentence or two of each that applies."""
+    """Balance, dead experts, domains, neighbours, pairs, sample and certainty: one sentence or two of each that applies."""
     if even_share(stats) == 0:
         return [Finding("Sample", "No token counts, so there is nothing to tell.")]
     rows = overall_rows(stats)
@@ -57,6 +67,7 @@ def findings(stats: RouteStats) -> list[Finding]:
         "Pairs": _pairs(rows, stats),
         "Perplexity": _perplexity(stats),
         "Sample": _sample(rows, stats),
+        "Certainty": _certainty(rows, stats),
     }
     return [Finding(label, text) for label, text in texts.items() if text]
 
@@ -159,21 +170,40 @@ def _perplexity(stats: RouteStats) -> str:
     if found is None or found[ALL]["perplexity"] is None:
         return ""
     whole = found[ALL]
-    text = f"{_three_digits(whole['perplexity'])}, {whole['loss']:.3f} nats a token"
+    text = f"{three_digits(whole['perplexity'])}, {whole['loss']:.3f} nats a token"
     if whole["perplexity_low"] is not None:
-        text += f" (perplexity {_three_digits(whole['perplexity_low'])} to {_three_digits(whole['perplexity_high'])} with 95 % confidence)"
-    domains = [f"{name} {_three_digits(row['perplexity'])}" for name, row in found.items() if name != ALL and row["perplexity"] is not None]
+        text += f" (perplexity {three_digits(whole['perplexity_low'])} to {three_digits(whole['perplexity_high'])} with 95 % confidence)"
+    domains = [f"{name} {three_digits(row['perplexity'])}" for name, row in found.items() if name != ALL and row["perplexity"] is not None]
     return text + (f": {', '.join(domains[:_MOST_DOMAINS])}" if len(domains) > 1 else "") + "."
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _sample(rows: pd.DataFrame, stats: RouteStats) -> str:
     share, floor = even_share(stats), typical(rows["max_vio_noise_floor"])
     text = f"An even share is {share:,.{1 if share < ENOUGH_TOKENS else 0}f} tokens per expert"
     return f"{text}." if math.isnan(floor) else f"{text}, so a MaxVio below {floor:.2f} is noise; four times the tokens halve that."
+
+
+def _certainty(rows: pd.DataFrame, stats: RouteStats) -> str:
+    """How wide the 95 % intervals of a typical layer are, and on how many sequences they rest."""
+    sequences_D = [int(row["sequences"]) for row in stats.summary["data"].values()]
+    said = [_between(rows, "MaxVio", "max_vio", 1, 2, ""), _between(rows, "next-token overlap", "next_token_overlap", 100, 0, " %")]
+    intervals = ", ".join(text for text in said if text)
+    if not intervals:
+        return "No interval can be given: it takes several sequences, and whole texts rather than parts of one."
+    where = ", of a typical layer" if len(rows) > 1 else ""
+    text = f"With 95 % confidence{where}: {intervals}"
+    blocks = sum(min(sequences, MAX_BLOCKS) for sequences in sequences_D)
+    dealt = f", dealt to {_count(blocks, 'block')}" if blocks < sum(sequences_D) else ""
+    return f"{text}. This rests on {_count(sum(sequences_D), 'sequence')}{dealt}; four times as many halve the widths."
+
+
+def _between(rows: pd.DataFrame, name: str, key: str, scale: float, digits: int, unit: str) -> str:
+    """`MaxVio 0.39 (0.31 to 0.47)`; empty without an interval."""
+    interval = typical_interval(rows, key)
+    if interval is None:
+        return ""
+    middle, low, high = (f"{scale * value:.{digits}f}" for value in (typical(rows[key]), *interval))
+    return f"{name} {middle}{unit} ({low} to {high}{unit})"
 
 
 def _experts(how_many: pd.Series[float]) -> str:

@@ -50,6 +50,15 @@ def typical(values: pd.Series[float]) -> float:
     return float(known.median()) if len(known) else math.nan
 
 
+def typical_interval(rows: pd.DataFrame, key: str) -> tuple[float, float] | None:
+    """The median of the ends of a metric's 95 % intervals over the layers that have one; None if none has."""
+    ends = [f"{key}_low", f"{key}_high"]
+    if not set(ends) <= set(rows.columns):  # tables written before there were intervals
+        return None
+    known = rows[ends].dropna()
+    return (float(known[ends[0]].median()), float(known[ends[1]].median())) if len(known) else None
+
+
 def layer_of_largest(values: pd.Series[float]) -> int:
     """The layer of the largest value, the first of equal ones."""
     return int(str(values.idxmax()))

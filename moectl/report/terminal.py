@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from moectl.report.attention import attention
-from moectl.report.domains import Favourite, domain_difference, favourites
+from moectl.report.domains import Specialist, specialists
 from moectl.report.findings import findings
+from moectl.report.headline import Figure, headline
 from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, overall_rows
 from moectl.units import format_bytes, format_seconds
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _MOST_ROWS = 16
 _MOST_ATTENTION = 6
 _MOST_DOMAINS = 10
+_WIDEST_NAME = 20
+_LONGEST_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,13 @@ _COLUMNS = (
 
 def render(stats: RouteStats, *, width: int) -> Group:
     """The whole summary for a terminal of `width` columns."""
-    parts: list[RenderableType] = [_headline(stats), "", _findings(stats)]
+    parts: list[RenderableType] = [_run(stats)]
+    figures = headline(stats)
+    if figures:
+        parts += ["", _heading("The model in figures"), _figure_table(figures, len(overall_rows(stats)), width)]
+    parts += ["", _findings(stats)]
     if len(domain_names(stats)) > 1:
-        parts += ["", _heading("Experts each domain favours"), _domain_table(stats, width)]
+        parts += ["", _heading("The clearest specialist of each domain"), _specialist_table(stats, width)]
     parts += ["", _heading("Layers to look at"), _attention(stats)]
     parts += ["", *_layer_table(stats, width)]
     return Group(*parts)
@@ -88,7 +96,7 @@ def _heading(text: str) -> Text:
     return Text(text, style="bold")
 
 
-def _headline(stats: RouteStats) -> Text:
+def _run(stats: RouteStats) -> Text:
     model, data, throughput = stats.summary["model"], stats.summary["data"], stats.summary["throughput"]
     shared = model["shared_experts"]
     text = Text(str(model["name"]), style="bold cyan")
@@ -143,34 +151,78 @@ def _attention(stats: RouteStats) -> RenderableType:
     return Padding(grid, (0, 0, 0, 2))
 
 
-def _domain_table(stats: RouteStats, width: int) -> RenderableType:
-    """The layers where domains differ most, a domain per row: `12: 6.2 %, 2.9x` is expert, share of its picks, lift."""
-    names = domain_names(stats)
-    difference = domain_difference(stats)["difference"]
-    label_width = min(max(len(name) for name in names), 20)
-    n_layers = max(1, min(3, len(difference), (width - label_width - 2) // 21))
-    layers = sorted(int(layer) for layer in difference.sort_values(ascending=False, kind="stable").index[:n_layers])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("", style="cyan", no_wrap=True, overflow="ellipsis", max_width=20)
-    for layer in layers:
-        table.add_column(f"layer {layer}", no_wrap=True)
-    chosen = [favourites(stats, layer) for layer in layers]
-    if not any(favourite for of_layer in chosen for favourite in of_layer.values()):
-        return Padding(Text("None is picked beyond chance by any of them."), (0, 0, 0, 2))
-    for name in names[:_MOST_DOMAINS]:
-        table.add_row(Text(name), *(_favourite(of_layer[name]) for of_layer in chosen))
-    if len(names) > _MOST_DOMAINS:
-        table.add_row(Text(f"and {len(names) - _MOST_DOMAINS} more", style="dim"))
-    legend = "expert: share of the domain's picks, times its share over all text"
-    if any(favourite is None for of_layer in chosen for favourite in of_layer.values()):
-        legend += "; -: none beyond chance"
+def _figure_table(figures: Sequence[Figure], n_layers: int, width: int) -> RenderableType:
+    """A figure per row; columns that are empty are left out, and the last ones where they do not fit."""
+    columns = [
+        ("", [figure.label for figure in figures]),
+        ("typical" if n_layers > 1 else "value", [figure.value for figure in figures]),
+        ("95 % interval", [figure.interval for figure in figures]),
+        ("over the layers", [figure.extremes for figure in figures]),
+        ("", [figure.meaning for figure in figures]),
+    ]
+    columns = [(header, cells) for header, cells in columns if any(cells)]
+    while 2 + sum(2 + max(cell_len(text) for text in (header, *cells)) for header, cells in columns) > width:
+        del columns[-1]
+    table = _plain_table()
+    for number, (header, _) in enumerate(columns):
+        table.add_column(header, justify="right" if number == 1 else "left", no_wrap=True, style="cyan" if number == 0 else None)
+    for cells in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def _specialist_table(stats: RouteStats, width: int) -> RenderableType:
+    """A domain per row: the expert that gains most in it, and as many of that expert's tokens as fit."""
+    found = specialists(stats)
+    if not any(found.values()):
+        return Padding(Text("No expert of any layer is picked clearly beyond chance."), (0, 0, 0, 2))
+    rows = [(name, *_specialist(one)) for name, one in list(found.items())[:_MOST_DOMAINS]]
+    tokens = {name: one.tokens for name, one in found.items() if one is not None and one.tokens}
+    table = _plain_table()
+    for number, header in enumerate(("", "layer", "expert", "share", "lift")):
+        table.add_column(
+            header, justify="right" if number else "left", no_wrap=True, max_width=_WIDEST_NAME, style=None if number else "cyan"
+        )
+    if tokens:
+        table.add_column("its tokens, by lift", no_wrap=True)
+    widths = [
+        min(_WIDEST_NAME, max(cell_len(text) for text in texts))
+        for texts in zip(("", "layer", "expert", "share", "lift"), *rows, strict=True)
+    ]
+    room = width - 2 - sum(widths) - 2 * len(widths)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row), *([Text(quoted(tokens.get(row[0], ()), room))] if tokens else []))
+    if len(found) > len(rows):
+        table.add_row(Text(f"and {len(found) - len(rows)} more", style="dim"))
+    legend = "share of the domain's picks; lift: that over the expert's share of all text" + (
+        "; -: none clearly beyond chance" if None in found.values() else ""
+    )
     return Padding(Group(table, Text(legend, style="dim")), (0, 0, 0, 2))
 
 
-def _favourite(favourite: Favourite | None) -> Text:
-    if favourite is None:
-        return Text("-")
-    return Text(f"{favourite.expert}: {100 * favourite.share:.1f} %, {favourite.lift:.1f}x")
+def _specialist(one: Specialist | None) -> tuple[str, str, str, str]:
+    if one is None:
+        return "-", "-", "-", "-"
+    return str(one.layer), str(one.favourite.expert), f"{100 * one.favourite.share:.1f} %", f"{one.favourite.lift:.1f}x"
+
+
+def quoted(tokens: Sequence[str], room: int) -> str:
+    """`' the' 'def' '\\n'`: as many whole ones as fit into `room` cells; long ones are cut, what is not printable is escaped."""
+    text = ""
+    for token in tokens:
+        mark = '"' if "'" in token else "'"
+        shown = mark + "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token) + mark
+        if cell_len(shown) > _LONGEST_TOKEN:
+            shown = f"{set_cell_size(shown, _LONGEST_TOKEN - 2).rstrip()}…{shown[-1]}"
+        longer = f"{text} {shown}" if text else shown
+        if cell_len(longer) > room:
+            break
+        text = longer
+    return text
+
+
+def _plain_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _layer_table(stats: RouteStats, width: int) -> list[RenderableType]:

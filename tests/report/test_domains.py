@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moectl.report.domains import domain_difference, favourites
+from moectl.report.domains import domain_difference, favourites, specialists
 from moectl.report.rows import domain_names
 
 
@@ -48,3 +48,14 @@ def test_a_domain_without_counted_tokens_is_left_out(stats_of):
     stats = stats_of()
     stats.layers.loc[stats.layers["domain"] == "prose", "tokens"] = 0
     assert domain_names(stats) == ["code"]
+
+
+def test_a_specialist_is_the_clearest_favourite_of_all_layers(stats_of):
+    assert set(specialists(stats_of(skew=0.0, tokens=60_000)).values()) == {None}
+    stats = stats_of(skew=0.3, tokens=60_000)
+    every = {layer: favourites(stats, layer) for layer in stats.moe_layers}
+    for name, found in specialists(stats).items():
+        gains = {layer: of[name].share - of[name].share / of[name].lift for layer, of in every.items() if of[name] is not None}
+        assert found.layer == max(gains, key=gains.get)
+        assert found.favourite == every[found.layer][name]
+        assert found.tokens == ()

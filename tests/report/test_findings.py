@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moectl.report
-from moectl.report import terminal
+from moectl.report import headline, terminal
 from moectl.report.attention import attention
 from moectl.report.domains import domain_difference
 from moectl.report.findings import findings
@@ -25,7 +25,8 @@ def test_the_report_reads_only_what_a_run_measures(stats_of):
     known = {*stats.layers.columns, *stats.experts.columns, *stats.summary["throughput"], *stats.summary["provenance"]}
     known |= {*stats.summary["model"], *next(iter(stats.summary["data"].values())), *stats.summary, "difference", "chance"}
     known |= {"loss", "perplexity", "perplexity_low", "perplexity_high"}  # of `summary["perplexity"]`, checked where it is made
-    read = {column.key for column in terminal._COLUMNS}
+    known |= {"kind", "token"}  # of `stats.vocabulary`, an optional table
+    read = {column.key for column in (*terminal._COLUMNS, *headline._BALANCE, *headline._ROUTING)}
     for path in Path(moectl.report.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
@@ -138,7 +139,7 @@ def test_one_layer_is_not_called_typical(stats_of):
 def test_one_token(stats_of):
     stats = stats_of(tokens=1, domains=("book",), overlap=None)
     texts = said(stats)
-    assert list(texts) == ["Balance", "Dead", "Domains", "Sample"]
+    assert list(texts) == ["Balance", "Dead", "Domains", "Sample", "Certainty"]
     assert texts["Balance"].startswith("Not to be told from even on so small a sample: ")
     assert "spreads" not in texts["Balance"]
     assert attention(stats) == []
@@ -176,3 +177,27 @@ def test_perplexity_without_an_interval_or_a_prediction(stats_of):
     assert said(stats)["Perplexity"] == "7.39, 2.000 nats a token."
     stats.summary["perplexity"] = {"all": perplexity(None), "code": perplexity(None)}
     assert "Perplexity" not in said(stats)
+
+
+def test_certainty_says_how_wide_the_intervals_are_and_why(stats_of):
+    stats = stats_of()
+    for key, low, high in (("max_vio", 0.31, 0.47), ("next_token_overlap", 0.28, 0.34)):
+        stats.layers[f"{key}_low"], stats.layers[f"{key}_high"] = low, high
+    stats.layers["max_vio"] = 0.39
+    for row, sequences in zip(stats.summary["data"].values(), (200, 5), strict=True):
+        row["sequences"] = sequences
+    assert said(stats)["Certainty"] == (
+        "With 95 % confidence, of a typical layer: MaxVio 0.39 (0.31 to 0.47), next-token overlap 31 % (28 to 34 %). "
+        "This rests on 205 sequences, dealt to 69 blocks; four times as many halve the widths."
+    )
+    stats.summary["data"]["code"]["sequences"] = 64
+    assert "rests on 69 sequences; four" in said(stats)["Certainty"]
+
+
+def test_certainty_without_intervals(stats_of):
+    stats = stats_of()
+    stats.layers.loc[:, list(BOUND_KEYS)] = math.nan
+    assert said(stats)["Certainty"].startswith("No interval can be given: ")
+    for key in BOUND_KEYS:  # as an older version wrote the table
+        del stats.layers[key]
+    assert said(stats)["Certainty"].startswith("No interval can be given: ")

@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import re
 
+import pandas as pd
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from moectl.report.terminal import render
+from moectl.report.terminal import quoted, render
 
 
 def drawn(stats, width, **options):
@@ -28,13 +30,14 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 100, 140])
 @pytest.mark.parametrize("case", CASES)
 def test_fits_and_is_plain(stats_of, case, width):
     text = drawn(stats_of(**CASES[case]), width)
     assert "\x1b" not in text
     assert max(len(line) for line in text.splitlines()) <= width
     table = text.split("Layers\n")[-1] if case != "large" else text.split("some between\n")[-1]
+    assert "…" not in "".join(text.partition("The model in figures")[2].partition("Balance ")[:1])
     # Cells are never cut: what does not fit is left out as a whole column.
     assert "…" not in table
 
@@ -55,7 +58,16 @@ def test_unequal_domains_are_counted_each(stats_of):
 def test_findings_come_before_tables(stats_of):
     text = drawn(stats_of(), 80)
     order = [
-        text.index(part) for part in ("Balance", "Dead", "Sample", "Experts each domain favours", "Layers to look at", "MaxVio  chance")
+        text.index(part)
+        for part in (
+            "The model in figures",
+            "Balance",
+            "Sample",
+            "Certainty",
+            "The clearest specialist",
+            "Layers to look at",
+            "MaxVio  chance",
+        )
     ]
     assert order == sorted(order)
 
@@ -114,4 +126,75 @@ def test_a_line_is_not_spent_on_saying_that_one_more_follows(stats_of):
 
 
 def test_domains_without_favourites_say_so(stats_of):
-    assert "None is picked beyond chance by any of them." in drawn(stats_of(skew=0.0, tokens=60_000), 80)
+    assert "No expert of any layer is picked clearly beyond chance." in drawn(stats_of(skew=0.0, tokens=60_000), 80)
+
+
+class WithVocabulary:
+    """A measurement that also has the table of tokens."""
+
+    def __init__(self, stats, vocabulary):
+        self.stats, self.vocabulary = stats, vocabulary
+
+    def __getattr__(self, name):
+        return getattr(self.stats, name)
+
+
+def tokens_of(*rows):
+    return pd.DataFrame(rows, columns=["layer", "expert", "kind", "rank", "token"])
+
+
+def test_figures_stand_beside_their_interval_and_extremes(stats_of):
+    no_scores = dict.fromkeys(range(4), float("nan"))
+    stats = stats_of(metrics={"max_vio": {0: 0.5, 1: 0.9, 2: 2.25, 3: 0.7}, "balance_loss": no_scores})
+    stats.layers["max_vio_low"], stats.layers["max_vio_high"] = 0.61, 1.04
+    lines = {line.split("  ")[1].strip(): line for line in drawn(stats, 100).splitlines() if line.startswith("  ")}
+    assert lines["MaxVio"].split() == ["MaxVio", "0.80", "0.61", "to", "1.04", "0.50", "(0)", "to", "2.25", "(2)"]
+    assert lines["dead, cold experts"].split()[3:] == ["0,", "0", "of", "64", "in", "all", "layers"]
+    assert lines["next-token overlap"].split()[2:4] == ["31.0", "%"]
+    assert "balance loss" not in lines
+    assert "0 is even" in drawn(stats, 140)
+
+
+def test_figures_leave_out_what_the_sample_cannot_tell(stats_of):
+    text = drawn(stats_of(tokens=100, domains=("book",), overlap=None), 100)
+    for label in ("dead, cold experts", "domain information", "from the load"):
+        assert label not in text
+    assert "The model in figures" not in drawn(stats_of(tokens=0, overlap=None), 80)
+
+
+def test_perplexity_is_a_figure_if_measured(stats_of):
+    stats = stats_of()
+    stats.summary["perplexity"] = {"all": {"loss": 2.0, "perplexity": 7.389, "perplexity_low": 6.69, "perplexity_high": 8.17}}
+    line = next(line for line in drawn(stats, 80).splitlines() if line.startswith("  perplexity"))
+    assert line.split() == ["perplexity", "7.39", "6.69", "to", "8.17"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("case", ["usual", "large"])
+def test_specialists_show_as_many_tokens_as_fit(stats_of, case, width):
+    stats = stats_of(**{**CASES[case], "n_layers": 3})
+    experts = range(CASES[case]["n_experts"])
+    words = [f"token{i}" for i in range(40)]
+    rows = [(layer, expert, "input", rank, word) for layer in stats.moe_layers for expert in experts for rank, word in enumerate(words, 1)]
+    text = drawn(WithVocabulary(stats, tokens_of(*rows)), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    table = text.split("of each domain\n")[1].split("Layers to look at")[0]
+    rows = [line for line in table.splitlines() if "'token0' 'token1' " in line]
+    assert len(rows) == min(10, len(CASES[case]["domains"]))
+    assert all(line.rstrip().endswith("'") and len(line.rstrip()) > width - 12 for line in rows)
+
+
+def test_a_run_without_tokens_still_names_specialists(stats_of):
+    stats = stats_of(skew=0.5)
+    assert "its tokens" not in drawn(WithVocabulary(stats, tokens_of()), 80)
+    assert drawn(WithVocabulary(stats, None), 80) == drawn(stats, 80)
+    assert re.search(r"code +[0-9]+ +[0-9]+ +[0-9.]+ % +[0-9.]+x", drawn(stats, 80))
+
+
+def test_tokens_are_quoted_escaped_and_cut():
+    assert quoted([" the", "it's", "\n\x1b"], 80) == "' the' \"it's\" '\\n\\x1b'"
+    assert quoted(["\\n"], 80) == "'\\n'"  # escaped already
+    assert quoted(["x" * 40], 80) == f"'{'x' * 13}…'"
+    assert cell_len(quoted(["漢字" * 20], 80)) <= 16
+    assert quoted(["ab", "cd"], 8) == "'ab'"
+    assert quoted(["ab"], 3) == ""

