@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moectl.routing.bounds import BOUNDED_KEYS
 from moectl.routing.counters import Counters
 from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame
-from moectl.routing.metrics import coactivation, domains, load, specialisation, vocabulary
+from moectl.routing.metrics import coactivation, domains, load, specialisation
+from moectl.routing.token_frames import CLASS_DTYPES, VOCABULARY_DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/concepts/metrics.md"
@@ -19,7 +21,7 @@ CODE = re.compile(r"`([^`]+)`")
 # An interval is documented once for all: by these ends of a name.
 INTERVAL_ENDS = ("_low", "_high")
 # The heading of a table's first column says what its names are.
-COLUMNS, EXPERT_COLUMNS, FUNCTIONS = "column", "column of experts.parquet", "function"
+LAYERS, FUNCTIONS, INTERVALS = "column", "function", "interval of"
 
 
 def tables():
@@ -36,45 +38,54 @@ def names_under(heading):
 
 @pytest.fixture(scope="module")
 def columns(run_of):
-    """Names of the columns of layers.parquet and of experts.parquet, without those of intervals."""
+    """By heading, the names of the columns of each file of results, without those of intervals."""
     run = run_of()
     counters = Counters(run.layers, len(run.names), run.batches)
     for event in run.events:
         counters.record(event)
-    found = []
-    for frame in (layer_frame(counters, run.names), expert_frame(counters, run.names)):
-        names = set(frame.columns)
-        found.append({name for name in names if not any(name.endswith(end) and name.removesuffix(end) in names for end in INTERVAL_ENDS)})
-    return tuple(found)
+    return {
+        LAYERS: without_intervals(layer_frame(counters, run.names).columns),
+        "column of experts.parquet": without_intervals(expert_frame(counters, run.names).columns),
+        "column of vocabulary.parquet": set(VOCABULARY_DTYPES),
+        "column of token_classes.parquet": set(CLASS_DTYPES),
+    }
 
 
-def test_every_metric_has_a_row(columns):
-    of_layers, of_experts = columns
-    assert {"max_vio", "tokens"} <= of_layers
-    keys = {key for key in METRIC_KEYS if key in of_layers}
-    assert keys, "METRIC_KEYS are columns"
-    assert sorted((keys | of_layers) - set(names_under(COLUMNS))) == []
-    assert sorted(of_experts - set(names_under(EXPERT_COLUMNS))) == []
+def without_intervals(names):
+    names = set(names)
+    return {name for name in names if not any(name.endswith(end) and name.removesuffix(end) in names for end in INTERVAL_ENDS)}
 
 
-def test_every_row_names_something(columns):
-    of_layers, of_experts = columns
-    assert sorted(set(names_under(COLUMNS)) - of_layers) == []
-    assert sorted(set(names_under(EXPERT_COLUMNS)) - of_experts) == []
-    modules = (coactivation, domains, specialisation, vocabulary)
+def test_every_metric_has_a_row_and_every_row_is_one(columns):
+    assert without_intervals(METRIC_KEYS) <= columns[LAYERS]
+    for heading, names in columns.items():
+        shown = names_under(heading)
+        assert sorted(names - set(shown)) == [], f"not on the page, under {heading!r}"
+        assert sorted(set(shown) - names) == [], f"on the page under {heading!r}, but no column"
+
+
+def test_every_function_exists():
     functions = names_under(FUNCTIONS)
     assert functions
+    modules = (coactivation, domains, specialisation)
     assert [name for name in functions if not any(callable(getattr(module, name, None)) for module in modules)] == []
+
+
+def test_metrics_with_an_interval_are_named():
+    of_files = {"share", "loss", "perplexity", "experts.parquet", "summary.json"}
+    assert set(names_under(INTERVALS)) == set(BOUNDED_KEYS) | of_files
 
 
 def test_names_in_the_text_exist(columns):
     """What looks like a metric anywhere on the page: a lower-case word with an underscore."""
-    known = set().union(*columns, names_under(FUNCTIONS), INTERVAL_ENDS, {"_uniform", "_load_aware", "_weighted"})
-    assert sorted({name for name in CODE.findall(TEXT) if re.fullmatch(r"[a-z0-9]*(_[a-z0-9]+)+", name)} - known) == []
+    known = set().union(*columns.values(), names_under(FUNCTIONS), INTERVAL_ENDS, {"_uniform", "_load_aware", "_weighted"})
+    found = {name for name in CODE.findall(TEXT) if re.fullmatch(r"[a-z0-9]*(_[a-z0-9]+)+", name)}
+    assert len(found) > len(METRIC_KEYS) / 2
+    assert sorted(found - known) == []
 
 
 def test_the_worked_example_of_loads_holds():
-    (rows,) = (rows for head, rows in tables() if head == COLUMNS and re.fullmatch(r"`[\d ]+`", rows[0][1]))
+    (rows,) = (rows for head, rows in tables() if head == LAYERS and re.fullmatch(r"`[\d ]+`", rows[0][1]))
     loads_RE = np.array([CODE.findall(cell)[0].split() for cell in rows[0][1:]], dtype=np.int64)
     assert loads_RE.shape == (3, 8)
     assert (loads_RE.sum(1) == 2 * 400).all(), "top-2, 400 tokens"
