@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from refusals import ROUTER, assert_says
+from route_runs import TABLES
 from tiny_checkpoints import edit
 
 
@@ -43,11 +44,7 @@ class FullDisk(io.FileIO):
 @pytest.mark.parametrize(
     "name",
     [
-        "experts.parquet",
-        "layers.parquet",
-        "vocabulary.parquet",
-        "token_classes.parquet",
-        "coactivation.safetensors",
+        *TABLES,
         "report.html",
         "summary.json",
         "trace.safetensors",

@@ -19,11 +19,7 @@ from moectl.routing.bounds import BOUNDED_KEYS
 from moectl.routing.frames import _OF_SCORES
 
 FILES = (
-    "experts.parquet",
-    "layers.parquet",
-    "vocabulary.parquet",
-    "token_classes.parquet",
-    "coactivation.safetensors",
+    *TABLES,
     "report.html",
     "summary.json",
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from route_runs import TABLES
 from safetensors import safe_open
 
 from moectl.errors import ResourceError
@@ -19,11 +20,7 @@ from moectl.routing.result import RouteStats
 
 PROVENANCE = {"model": "tiny", "seed": 0}
 NAMES = (
-    "experts.parquet",
-    "layers.parquet",
-    "vocabulary.parquet",
-    "token_classes.parquet",
-    "coactivation.safetensors",
+    *TABLES,
     "report.html",
     "summary.json",
 )
