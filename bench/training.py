@@ -207,6 +207,7 @@ def try_backend(folder: Path, attention: str, experts: str, reference: Side, *, 
         raise LeftOutError(f"its copies of the experts need about {needed / 1e9:.0f} GB")
     try:
         side = Side(TransformersTrainer, {"folder": folder, "attention": attention, "experts": experts}, threads)
+    # What a backend that this CPU or this transformers lacks raises; it is named in the output, and any other error ends the bench.
     except (BrokenProcessPool, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise LeftOutError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     if not side.does_work_of(reference):

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from moectl.routing.counters import Counters
 from moectl.routing.counting.scores import SCORE_UNIT
 from moectl.routing.counting.selection import LAGS
-from moectl.routing.intervals import LOAD_KEYS, Interval, load_intervals, ratio_interval, resample_weights, share_interval
+from moectl.routing.intervals import LOAD_KEYS, load_intervals, ratio_interval, resample_weights, share_interval
+from moectl.routing.limits import Interval
 
 FloatArray = NDArray[np.float64]
 

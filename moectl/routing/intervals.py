@@ -34,18 +34,13 @@ own interval: they hold the noise of the sample, it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from math import expm1, pi, sqrt
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moectl.routing.limits import FloatArray, IntArray, Interval, hall, normal_tail, student_t, tail_quantiles, wilson
 from moectl.routing.metrics.load import COLD_LOAD
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-Interval = tuple[FloatArray, FloatArray]
+from moectl.routing.strata import deviations, divide, freedom, position, rows
 
 LOAD_KEYS = (
     "max_over_mean", "min_over_mean", "max_vio", "cv", "gini", "entropy", "entropy_normalized", "effective_experts", "kl_uniform",
@@ -86,17 +81,17 @@ def ratio_interval(
     """
     shape = np.broadcast_shapes(top_X.shape, bottom_X.shape)[1:]
     low_D, high_D = _empty(n_domains, shape), _empty(n_domains, shape)
-    for row, blocks, stratum_X in _rows(domain_X, n_domains):
+    for row, blocks, stratum_X in rows(domain_X, n_domains):
         top, bottom = top_X[blocks].astype(np.float64), bottom_X[blocks].astype(np.float64)
         total = bottom.sum(0)
-        ratio = _divide(top.sum(0), total)
-        deviation_X = np.nan_to_num(_deviations(_divide(top, total), _divide(bottom, total), stratum_X))
+        ratio = divide(top.sum(0), total)
+        deviation_X = np.nan_to_num(deviations(divide(top, total), divide(bottom, total), stratum_X))
         error = np.sqrt((deviation_X**2).sum(0))
-        skewness = _divide((deviation_X**3).sum(0), error**3)
-        c = _t(_TAIL, _freedom(deviation_X**2, stratum_X))
-        low_D[row], high_D[row] = ratio - _hall(c, skewness) * error, ratio - _hall(-c, skewness) * error
+        skewness = divide((deviation_X**3).sum(0), error**3)
+        c = student_t(_TAIL, freedom(deviation_X**2, stratum_X))
+        low_D[row], high_D[row] = ratio - hall(c, skewness) * error, ratio - hall(-c, skewness) * error
         if proportion:
-            edge_low, edge_high = _wilson(ratio, _divide(np.ones(shape), total), _t(_TAIL, np.full(shape, _MANY)))
+            edge_low, edge_high = wilson(ratio, divide(np.ones(shape), total), student_t(_TAIL, np.full(shape, _MANY)))
             at_edge = (ratio == 0) | (ratio == 1)
             low_D[row] = np.where(at_edge, edge_low, np.maximum(low_D[row], 0.0))
             high_D[row] = np.where(at_edge, edge_high, np.minimum(high_D[row], 1.0))
@@ -107,10 +102,10 @@ def share_interval(counts_XLE: IntArray, domain_X: IntArray, n_domains: int, top
     """[D, L, E] each: interval of every expert's share of the layer's slots, one expert at a time."""
     L, E = counts_XLE.shape[1:]
     low_DLE, high_DLE = _empty(n_domains, (L, E)), _empty(n_domains, (L, E))
-    for row, blocks, stratum_X in _rows(domain_X, n_domains):
+    for row, blocks, stratum_X in rows(domain_X, n_domains):
         for layers in _chunks(L, E * len(blocks)):
             sample = _Sample(counts_XLE[blocks, layers], stratum_X, top_k)
-            low_lE, high_lE = sample.relative_interval(_t(_TAIL, sample.freedom_l))
+            low_lE, high_lE = sample.relative_interval(student_t(_TAIL, sample.freedom_l))
             loaded_l1 = sample.slots_l[:, None] > 0
             low_DLE[row, layers], high_DLE[row, layers] = np.where(loaded_l1, low_lE / E, np.nan), np.where(loaded_l1, high_lE / E, np.nan)
     return low_DLE, high_DLE
@@ -124,7 +119,7 @@ def load_intervals(counts_XLE: IntArray, domain_X: IntArray, n_domains: int, top
     """
     L, E = counts_XLE.shape[1:]
     results: dict[str, Interval] = {key: (_empty(n_domains, (L,)), _empty(n_domains, (L,))) for key in LOAD_KEYS}
-    for row, blocks, stratum_X in _rows(domain_X, n_domains):
+    for row, blocks, stratum_X in rows(domain_X, n_domains):
         for layers in _chunks(L, E * max(len(blocks), len(weights_RX))):
             sample = _Sample(counts_XLE[blocks, layers], stratum_X, top_k)
             for key, (low_l, high_l) in _load_intervals(sample, weights_RX[:, blocks], domain_X[blocks]).items():
@@ -148,21 +143,21 @@ class _Sample:
         self.part_XlE = counts_XlE * scale_l1  # sums to r
         self.size_Xl = counts_XlE.sum(-1) / np.maximum(self.slots_l, 1)
         self.stratum_X = stratum_X
-        self.deviation_XlE = _deviations(self.part_XlE, self.size_Xl[..., None], stratum_X)
+        self.deviation_XlE = deviations(self.part_XlE, self.size_Xl[..., None], stratum_X)
         squares_XlE = self.deviation_XlE**2
         self.variance_lE = squares_XlE.sum(0)
-        self.freedom_l = _freedom(squares_XlE.sum(-1), stratum_X)
+        self.freedom_l = freedom(squares_XlE.sum(-1), stratum_X)
         # One over the number of independent tokens: var q = per_token q (1 - q), q = r / most the chance that a token runs the expert.
         bound_lE = self.r_lE * (self.most - self.r_lE)
         bound_lE[bound_lE < 1e-12] = 0.0
-        pooled_l1 = _divide(self.variance_lE.sum(-1, keepdims=True), bound_lE.sum(-1, keepdims=True))
+        pooled_l1 = divide(self.variance_lE.sum(-1, keepdims=True), bound_lE.sum(-1, keepdims=True))
         pooled_l1[np.isnan(pooled_l1)] = 0.0  # K = E: nothing varies
-        own_lE = np.where(bound_lE > 0, _divide(self.variance_lE, bound_lE), pooled_l1)
+        own_lE = np.where(bound_lE > 0, divide(self.variance_lE, bound_lE), pooled_l1)
         self.per_token_lE = ((X - 1) * own_lE + _PRIOR_BLOCKS * pooled_l1) / (X - 1 + _PRIOR_BLOCKS)
 
     def relative_interval(self, c_l: FloatArray) -> Interval:
         """[l, E] each: r within c standard errors."""
-        low_lE, high_lE = _wilson(self.r_lE / self.most, self.per_token_lE, c_l[:, None])
+        low_lE, high_lE = wilson(self.r_lE / self.most, self.per_token_lE, c_l[:, None])
         return low_lE * self.most, high_lE * self.most
 
 
@@ -173,7 +168,7 @@ def _load_intervals(sample: _Sample, weights_RX: FloatArray, domain_X: IntArray)
     gini = _kinked(sample, domain_X, _gini_slope)
     tv = _kinked(sample, domain_X, _tv_slope)
     entropy = np.log(E) - kl[1], np.log(E) - kl[0]
-    sure = sample.relative_interval(_t(_TAIL / E, sample.freedom_l))
+    sure = sample.relative_interval(student_t(_TAIL / E, sample.freedom_l))
     dead_l = (sample.r_lE == 0).sum(-1).astype(np.float64)
     nothing_l = np.full(len(low), np.nan)
     return {
@@ -199,18 +194,18 @@ def _largest(sample: _Sample) -> Interval:
     Upper: the limit of the expert that truly is the largest is under the largest limit. Lower: all that may be the largest have to be
     under theirs at once.
     """
-    low_lE, high_lE = sample.relative_interval(_t(2.0 * _TAIL / sample.E, sample.freedom_l))
+    low_lE, high_lE = sample.relative_interval(student_t(2.0 * _TAIL / sample.E, sample.freedom_l))
     may_lE = high_lE >= low_lE.max(-1, keepdims=True)
-    low_lE, _ = sample.relative_interval(_t(_TAIL / np.maximum(may_lE.sum(-1), 1), sample.freedom_l))
-    _, high_lE = sample.relative_interval(_t(_TAIL, sample.freedom_l))
+    low_lE, _ = sample.relative_interval(student_t(_TAIL / np.maximum(may_lE.sum(-1), 1), sample.freedom_l))
+    _, high_lE = sample.relative_interval(student_t(_TAIL, sample.freedom_l))
     return np.maximum(np.where(may_lE, low_lE, -np.inf).max(-1), 1.0), np.maximum(high_lE.max(-1), 1.0)
 
 
 def _smallest(sample: _Sample) -> Interval:
-    low_lE, high_lE = sample.relative_interval(_t(2.0 * _TAIL / sample.E, sample.freedom_l))
+    low_lE, high_lE = sample.relative_interval(student_t(2.0 * _TAIL / sample.E, sample.freedom_l))
     may_lE = low_lE <= high_lE.min(-1, keepdims=True)
-    _, high_lE = sample.relative_interval(_t(_TAIL / np.maximum(may_lE.sum(-1), 1), sample.freedom_l))
-    low_lE, _ = sample.relative_interval(_t(_TAIL, sample.freedom_l))
+    _, high_lE = sample.relative_interval(student_t(_TAIL / np.maximum(may_lE.sum(-1), 1), sample.freedom_l))
+    low_lE, _ = sample.relative_interval(student_t(_TAIL, sample.freedom_l))
     return np.minimum(low_lE.min(-1), 1.0), np.minimum(np.where(may_lE, high_lE, np.inf).min(-1), 1.0)
 
 
@@ -238,16 +233,16 @@ def _tested(sample: _Sample, weights_RX: FloatArray, statistics: tuple[Callable[
     excess_lE = sample.r_lE - 1.0
     measured_l = _cv(excess_lE)
     excess_lE = np.where(measured_l[:, None] > 0, excess_lE, noise_RlE[0])
-    excess_lE = excess_lE * np.maximum(_divide(np.median(_cv(noise_RlE), axis=0), _cv(excess_lE)), 1.0)[:, None]
+    excess_lE = excess_lE * np.maximum(divide(np.median(_cv(noise_RlE), axis=0), _cv(excess_lE)), 1.0)[:, None]
     excess_lE[np.isnan(excess_lE)] = 0.0
     excess_GlE = _GRID_G[:, None, None] * excess_lE
-    tail_l = _normal_tail(_t(_TAIL, sample.freedom_l))
+    tail_l = normal_tail(student_t(_TAIL, sample.freedom_l))
     values = [np.maximum.accumulate(statistic(np.maximum(excess_GlE, -1.0))) for statistic in statistics]
     bounds = np.empty((len(statistics), 2, len(_GRID_G), l))
     for g, centre_lE in enumerate(excess_GlE):
         drawn_RlE = noise_RlE + centre_lE
         for s, statistic in enumerate(statistics):
-            bounds[s, :, g] = _quantiles(statistic(drawn_RlE), tail_l)
+            bounds[s, :, g] = tail_quantiles(statistic(drawn_RlE), tail_l)
     bounds = np.maximum.accumulate(bounds, axis=2)
     enough_l = sample.freedom_l >= _FEWEST
     results = []
@@ -259,7 +254,7 @@ def _tested(sample: _Sample, weights_RX: FloatArray, statistics: tuple[Callable[
 
 def _kinked(sample: _Sample, domain_X: IntArray, slope: Callable[[IntArray], FloatArray]) -> Interval:
     """A statistic that is max over a of <a, r>, reached at a = slope(r): the same blocks for a and r above, others below."""
-    fold_X = _position(domain_X) % _FOLDS
+    fold_X = position(domain_X) % _FOLDS
     value_Xl = np.empty(sample.size_Xl.shape)
     for fold in range(_FOLDS):
         inside_X = fold_X == fold
@@ -269,11 +264,11 @@ def _kinked(sample: _Sample, domain_X: IntArray, slope: Callable[[IntArray], Flo
     slope_lE = slope(sample.counts_XlE.sum(0))
     same_l = np.einsum("le,le->l", slope_lE, sample.r_lE)
     # By luck all counts may be equal, and the slope of all blocks zero; those of the folds are not.
-    crossed_variance_l = (_deviations(value_Xl, sample.size_Xl, sample.stratum_X) ** 2).sum(0)
+    crossed_variance_l = (deviations(value_Xl, sample.size_Xl, sample.stratum_X) ** 2).sum(0)
     same_variance_l = (np.einsum("xle,le->xl", sample.deviation_XlE, slope_lE) ** 2).sum(0)
     error_l = np.sqrt(np.maximum(crossed_variance_l, same_variance_l))
-    low_l = crossed_l - _t(_TIE_TAIL, sample.freedom_l) * error_l
-    high_l = same_l + _t(_TAIL, sample.freedom_l) * error_l
+    low_l = crossed_l - student_t(_TIE_TAIL, sample.freedom_l) * error_l
+    high_l = same_l + student_t(_TAIL, sample.freedom_l) * error_l
     return np.maximum(low_l, 0.0), np.minimum(high_l, 1.0 - 1.0 / sample.most)
 
 
@@ -293,118 +288,6 @@ def _gini_slope(counts_lE: IntArray) -> FloatArray:
     return np.asarray(slope_lE / E**2)
 
 
-def _rows(domain_X: IntArray, n_domains: int) -> Iterator[tuple[int, IntArray, IntArray]]:
-    """(row, its blocks, their strata) of each row that has an interval."""
-    if len(domain_X) > 1:
-        yield 0, np.arange(len(domain_X)), _collapsed(domain_X)
-    for domain in range(n_domains):
-        blocks = np.flatnonzero(domain_X == domain)
-        if len(blocks) > 1:
-            yield domain + 1, blocks, np.zeros(len(blocks), dtype=np.int64)
-
-
-def _collapsed(domain_X: IntArray) -> IntArray:
-    _, stratum_X, size_S = np.unique(domain_X, return_inverse=True, return_counts=True)
-    lonely_X = size_S[stratum_X] == 1
-    stratum_X = np.where(lonely_X, len(size_S) if lonely_X.sum() > 1 else size_S.argmax(), stratum_X)
-    return np.asarray(np.unique(stratum_X, return_inverse=True)[1], dtype=np.int64)
-
-
-def _deviations(part_X: FloatArray, size_X: FloatArray, stratum_X: IntArray) -> FloatArray:
-    """What makes the sum of `part_X` uncertain, block by block: they sum to zero, their squares to an unbiased variance.
-
-    Each block against the ratio of its own stratum, since how much text a domain has is not left to chance.
-    """
-    result_X = np.empty(part_X.shape)
-    for stratum in range(stratum_X.max() + 1):
-        inside_X = stratum_X == stratum
-        n = int(inside_X.sum())
-        ratio = np.nan_to_num(_divide(part_X[inside_X].sum(0), size_X[inside_X].sum(0)))
-        result_X[inside_X] = (part_X[inside_X] - ratio * size_X[inside_X]) * sqrt(n / (n - 1))
-    return result_X
-
-
-def _freedom(squares_X: FloatArray, stratum_X: IntArray) -> IntArray:
-    """[...] degrees of freedom of the sum over strata (Satterthwaite 1946), rounded down."""
-    size_S = np.bincount(stratum_X)
-    if len(size_S) == 1:
-        return np.full(squares_X.shape[1:], size_S[0] - 1)
-    variance_S = np.stack([squares_X[stratum_X == stratum].sum(0) for stratum in range(len(size_S))])
-    each_S = (variance_S**2 / (size_S - 1).reshape(-1, *[1] * (squares_X.ndim - 1))).sum(0)
-    freedom = _divide(variance_S.sum(0) ** 2, each_S)
-    return np.where(np.isnan(freedom), size_S.sum() - len(size_S), np.maximum(np.floor(freedom + 1e-9), 1)).astype(np.int64)
-
-
-def _position(domain_X: IntArray) -> IntArray:
-    """[X] 0, 1, ... within the domain."""
-    position_X = np.empty_like(domain_X)
-    for domain in np.unique(domain_X):
-        inside_X = domain_X == domain
-        position_X[inside_X] = np.arange(inside_X.sum())
-    return position_X
-
-
-def _wilson(q: FloatArray, per_token: FloatArray, c: FloatArray) -> Interval:
-    """All p from which q is within c standard errors sqrt(per_token p (1 - p)) (Wilson 1927, J. Am. Stat. Assoc. 22)."""
-    h = c**2 * per_token
-    half = np.sqrt(h * np.maximum(q * (1.0 - q), 0.0) + h**2 / 4.0)
-    low, high = (q + h / 2.0 - half) / (1.0 + h), (q + h / 2.0 + half) / (1.0 + h)
-    return np.where(q == 0, 0.0, np.maximum(low, 0.0)), np.where(q == 1, 1.0, np.minimum(high, 1.0))
-
-
-def _hall(c: FloatArray, skewness: FloatArray) -> FloatArray:
-    """The inverse of t + k t^2 / 3 + k^2 t^3 / 27 + k / 6 at c."""
-    k = np.where(np.abs(skewness) > 1e-6, skewness, 1e-6)
-    return np.asarray(3.0 / k * (np.cbrt(1.0 + k * (c - k / 6.0)) - 1.0))
-
-
-def _t(tail: float | FloatArray, freedom: IntArray) -> FloatArray:
-    """Student's t that is exceeded with chance `tail`."""
-    tail, freedom = np.broadcast_arrays(tail, freedom)
-    values = [_student(float(p), int(n)) for p, n in zip(tail.flat, freedom.flat, strict=True)]
-    return np.array(values, dtype=np.float64).reshape(freedom.shape)
-
-
-@lru_cache(maxsize=4096)
-def _student(tail: float, n: int) -> float:
-    """Hill 1970, Communications of the ACM 13, algorithm 396."""
-    p = 2.0 * tail
-    if n == 1:
-        return float(1.0 / np.tan(p * pi / 2.0))
-    if n == 2:
-        return sqrt(2.0 / (p * (2.0 - p)) - 2.0)
-    a = 1.0 / (n - 0.5)
-    b = 48.0 / a**2
-    c = ((20700.0 * a / b - 98.0) * a - 16.0) * a + 96.36
-    d = ((94.5 / (b + c) - 3.0) / b + 1.0) * sqrt(a * pi / 2.0) * n
-    y = (d * p) ** (2.0 / n)
-    if y <= 0.05 + a:
-        y = ((1.0 / (((n + 6.0) / (n * y) - 0.089 * d - 0.822) * (n + 2.0) * 3.0) + 0.5 / (n + 4.0)) * y - 1.0) * (n + 1.0) / (
-            n + 2.0
-        ) + 1.0 / y
-        return sqrt(n * y)
-    x = NormalDist().inv_cdf(tail)
-    if n < 5:
-        c += 0.3 * (n - 4.5) * (x + 0.6)
-    c += (((0.05 * d * x - 5.0) * x - 7.0) * x - 2.0) * x + b
-    y = (((((0.4 * x**2 + 6.3) * x**2 + 36.0) * x**2 + 94.5) / c - x**2 - 3.0) / b + 1.0) * x
-    return sqrt(n * expm1(a * y**2))
-
-
-def _normal_tail(t_l: FloatArray) -> FloatArray:
-    return np.array([NormalDist().cdf(-t) for t in t_l])
-
-
-def _quantiles(drawn_Rl: FloatArray, tail_l: FloatArray) -> FloatArray:
-    """[2, l] the `tail` and 1 - `tail` quantiles."""
-    sorted_Rl = np.sort(drawn_Rl, axis=0)
-    last = len(sorted_Rl) - 1
-    at_2l = np.stack([tail_l, 1.0 - tail_l]) * last
-    below_2l = np.minimum(at_2l.astype(np.int64), last - 1)
-    lower_2l, upper_2l = np.take_along_axis(sorted_Rl, below_2l, 0), np.take_along_axis(sorted_Rl, below_2l + 1, 0)
-    return np.asarray(lower_2l + (at_2l - below_2l) * (upper_2l - lower_2l))
-
-
 def _interpolate(at_l: FloatArray, x_Gl: FloatArray, y_Gl: FloatArray) -> FloatArray:
     return np.array([np.interp(at, x_G, y_G) for at, x_G, y_G in zip(at_l, x_Gl.T, y_Gl.T, strict=True)])
 
@@ -417,9 +300,3 @@ def _chunks(L: int, numbers: int) -> Iterator[slice]:
 
 def _empty(n_domains: int, shape: tuple[int, ...]) -> FloatArray:
     return np.full((n_domains + 1, *shape), np.nan)
-
-
-def _divide(top: FloatArray, bottom: NDArray[np.int64 | np.float64]) -> FloatArray:
-    shape = np.broadcast_shapes(top.shape, bottom.shape)
-    result: FloatArray = np.divide(top, bottom, out=np.full(shape, np.nan), where=bottom > 0)
-    return result

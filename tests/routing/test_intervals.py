@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from moectl.routing import intervals
+from moectl.routing import intervals, limits
 from moectl.routing.intervals import LOAD_KEYS, load_intervals, ratio_interval, resample_weights, share_interval
 from moectl.routing.metrics import load
 
@@ -331,4 +331,4 @@ def test_few_blocks_have_no_resampled_interval_but_the_others():
     ],
 )
 def test_students_t(tail, n, t):
-    assert intervals._student(tail, n) == pytest.approx(t, abs=6e-4)
+    assert limits._student(tail, n) == pytest.approx(t, abs=6e-4)
