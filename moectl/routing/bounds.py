@@ -1,14 +1,15 @@
-"""The 95 % intervals of a run's tables: which method of `intervals.py` each metric takes, and on which counts.
+"""The 95 % intervals of a run's tables: which method of `intervals.py` or `curved.py` each metric takes, and on which counts.
 
     bounds = layer_bounds(counters)
     low_DL, high_DL = bounds["max_vio"]
     low_DLE, high_DLE = share_bounds(counters)
 
-Row 0 is all domains. Without an interval are `_uniform` baselines and noise floors, which are not measured, and what is not a sum over
-blocks of sequences: `max_vio_batch`, `any_overlap_load_aware`, `balance_loss`, the domain and the vocabulary figures.
+Row 0 is all domains. Without an interval are `_uniform` baselines and noise floors, which are not measured, and the vocabulary figures:
+ids are counted over all text, so nothing says how the tokens of one id scatter from sequence to sequence, and a table of ids for every
+block would take 64 times the memory. Taking them for independent would not do: a rare id comes several times in one text, or not at all.
 """
 
-# Shapes: X blocks of all domains, D domain rows (all of them first), L MoE layers, G layers of one size, E experts.
+# Shapes: X blocks of all domains, D domain rows (all of them first), L MoE layers, G layers of one size, E experts, N micro-batches.
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from moectl.routing.counters import Counters
 from moectl.routing.counting.scores import SCORE_UNIT
 from moectl.routing.counting.selection import LAGS
+from moectl.routing.curved import any_overlap_load_aware_interval, balance_loss_interval, domain_intervals
 from moectl.routing.intervals import LOAD_KEYS, load_intervals, ratio_interval, resample_weights, share_interval
 from moectl.routing.limits import Interval
 
@@ -28,8 +30,9 @@ FloatArray = NDArray[np.float64]
 _LAGS = tuple(f"overlap_lag_{lag}" for lag in LAGS[1:])
 _REPETITION = ("first_choice_repeat", "any_overlap", "next_token_overlap", *_LAGS)
 BOUNDED_KEYS = (
-    *LOAD_KEYS, "max_vio_sequence", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass", "margin", "fragile_tokens",
-    "effective_used_experts", "bias_effect", *_REPETITION, "first_choice_repeat_load_aware", "next_token_overlap_load_aware",
+    *LOAD_KEYS, "max_vio_sequence", "max_vio_batch", "balance_loss", "sequence_balance_loss", "z_loss", "router_entropy", "captured_mass",
+    "margin", "fragile_tokens", "effective_used_experts", "bias_effect", *_REPETITION, "first_choice_repeat_load_aware",
+    "any_overlap_load_aware", "next_token_overlap_load_aware", "domain_information_bits", "domain_jsd_bits",
 )  # fmt: skip
 """The metrics with an interval."""
 
@@ -51,11 +54,16 @@ def layer_bounds(counters: Counters) -> dict[str, Interval]:
     weights_RX = resample_weights(len(counters.blocks.domain_X))
     for (n_experts, top_k), group_G in _sizes(counters).items():
         sums = {name: total[:, group_G] for name, total in counters.arrays().items() if name.split("_")[-1][0] == "X"}
-        for name in ("tokens_XLE", "first_choice_XLE"):
+        for name in ("tokens_XLE", "first_choice_XLE", "scores_XLE"):
             sums[name] = sums[name][..., :n_experts]
         found = _of_loads(counters, sums, top_k, weights_RX) | _of_ratios(counters, sums, n_experts, top_k)
+        found |= _of_curves(counters, sums, top_k)
         for key, (low_DG, high_DG) in found.items():
             bounds[key][0][:, group_G], bounds[key][1][:, group_G] = low_DG, high_DG
+        across = domain_intervals(sums["tokens_XLE"], counters.blocks.domain_X, counters.n_domains, top_k)
+        for key, (low_G, high_G) in across.items():
+            bounds[key][0][0, group_G], bounds[key][1][0, group_G] = low_G, high_G
+    bounds["max_vio_batch"] = _of_batches(counters)
     return bounds
 
 
@@ -73,6 +81,21 @@ def _of_loads(counters: Counters, sums: dict[str, NDArray[Any]], top_k: int, wei
     found["first_choice_repeat_load_aware"] = _both(first["cv"], lambda cv: (1 + cv**2) / E)
     found["next_token_overlap_load_aware"] = _both(found["cv"], lambda cv: top_k * (1 + cv**2) / E)
     return found
+
+
+def _of_curves(counters: Counters, sums: dict[str, NDArray[Any]], top_k: int) -> dict[str, Interval]:
+    tokens, counted, blocks = sums["tokens_XLE"], sums["counted_XL"], (counters.blocks.domain_X, counters.n_domains)
+    found = {"any_overlap_load_aware": any_overlap_load_aware_interval(tokens, counted, *blocks, top_k)}
+    if counters.scored:
+        found["balance_loss"] = balance_loss_interval(tokens, sums["scores_XLE"], counted, *blocks, top_k, unit=SCORE_UNIT)
+    return found
+
+
+def _of_batches(counters: Counters) -> Interval:
+    """A mean over those micro-batches that count."""
+    counts = counters.counts
+    full_N = counts.batches_NL.any(1)
+    return ratio_interval(counts.batch_vio_NL[full_N], counts.batches_NL[full_N], counters.domain_N[full_N], counters.n_domains)
 
 
 def _of_ratios(counters: Counters, sums: dict[str, NDArray[Any]], n_experts: int, top_k: int) -> dict[str, Interval]:

@@ -69,7 +69,7 @@ def position(domain_X: IntArray) -> IntArray:
     return position_X
 
 
-def divide(top: FloatArray, bottom: NDArray[np.int64 | np.float64]) -> FloatArray:
+def divide(top: NDArray[np.int64 | np.float64], bottom: NDArray[np.int64 | np.float64]) -> FloatArray:
     shape = np.broadcast_shapes(top.shape, bottom.shape)
     result: FloatArray = np.divide(top, bottom, out=np.full(shape, np.nan), where=bottom > 0)
     return result

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from moectl.routing.bounds import BOUNDED_KEYS, layer_bounds, share_bounds
+from moectl.routing.counting.scores import SCORE_UNIT
+from moectl.routing.curved import balance_loss_interval
 from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame
 from moectl.routing.intervals import ratio_interval
 
@@ -52,6 +54,55 @@ def test_a_ratio_is_the_interval_of_its_own_sums(many):
     )
     np.testing.assert_allclose(low_DL[:, 0], expected[0][:, 0], rtol=1e-12)
     np.testing.assert_allclose(high_DL[:, 0], expected[1][:, 0], rtol=1e-12)
+
+
+def test_every_measured_figure_has_an_interval_and_no_baseline_has(many):
+    run, counters = many
+    frame = layer_frame(counters, run.names)
+    without = set(METRIC_KEYS) - set(BOUNDED_KEYS)
+    assert {key for key in without if not key.startswith("vocabulary_")} == {
+        "max_vio_noise_floor", "first_choice_repeat_uniform", "any_overlap_uniform", "next_token_overlap_uniform",
+    }  # fmt: skip
+    rows = frame[frame["domain"] == "all"]
+    for key in BOUNDED_KEYS:
+        assert (rows[f"{key}_low"].notna() == rows[key].notna()).all(), key
+
+
+def test_a_balance_loss_is_the_jackknife_of_its_own_counts(many):
+    _, counters = many
+    counts, info = counters.counts, counters.layers[2]
+    E = info.n_experts
+    expected = balance_loss_interval(
+        counts.tokens_XLE[:, 2:, :E],
+        counts.scores_XLE[:, 2:, :E] * SCORE_UNIT,
+        counts.counted_XL[:, 2:],
+        counters.blocks.domain_X,
+        2,
+        info.top_k,
+    )
+    np.testing.assert_allclose(np.array(layer_bounds(counters)["balance_loss"])[..., 2:], expected, rtol=1e-9)
+
+
+def test_domains_are_compared_on_the_rows_of_all_text_only(many):
+    run, counters = many
+    frame = layer_frame(counters, run.names)
+    for key in ("domain_information_bits", "domain_jsd_bits"):
+        assert (frame[f"{key}_low"].notna() == (frame["domain"] == "all")).all()
+        assert (frame[f"{key}_low"] < frame[f"{key}_high"])[frame["domain"] == "all"].all()
+
+
+def test_max_vio_batch_is_the_mean_of_full_micro_batches(run_of, counters_of):
+    """A tail is no observation, however many there are."""
+    run = run_of(shapes=((0, 2, 20), (0, 2, 20), (0, 2, 20), (0, 2, 20), (0, 1, 20), (1, 2, 9), (1, 1, 9), (1, 1, 4)))
+    counters = counters_of(run)
+    low_DL, high_DL = layer_bounds(counters)["max_vio_batch"]
+    vio_NL = counters.counts.batch_vio_NL[[0, 1, 2, 3, 5]]
+    expected = ratio_interval(vio_NL, np.ones(vio_NL.shape, np.int64), np.array([0, 0, 0, 0, 1]), 2)
+    np.testing.assert_array_equal([low_DL, high_DL], expected)
+    assert np.isfinite(low_DL[:2]).all()
+    assert np.isnan(low_DL[2]).all()
+    value_DL = counters.max_vio_batch_DL()
+    assert ((low_DL < value_DL) & (value_DL < high_DL))[:2].all()
 
 
 def test_shares_lie_in_their_intervals(many):

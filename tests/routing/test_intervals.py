@@ -6,37 +6,13 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from simulated_routers import simulate, true_shares
 
 from moectl.routing import intervals, limits
 from moectl.routing.intervals import LOAD_KEYS, load_intervals, ratio_interval, resample_weights, share_interval
 from moectl.routing.metrics import load
 
-SIMULATED = ("max_vio", "min_over_mean", "cv", "kl_uniform", "gini", "tv_uniform", "cold_experts")
-
-
-def true_shares(E, K, kind):
-    """[K, E / K]: a token takes one expert of each of K groups, so the chances are exact and no expert is taken twice."""
-    rng = np.random.default_rng(5)
-    p = np.ones((K, E // K))
-    if kind == "skewed":
-        p *= (np.arange(E // K) + 2.0) ** -0.8 * np.exp(0.05 * rng.standard_normal(p.shape))
-    return p / p.sum(1, keepdims=True)
-
-
-def simulate(shares, n_sequences, L, topics, rng, tokens=256):
-    """counts [X, L, E] of L independent runs. `topics`: each sequence has loads of its own, Dirichlet(topics E share), mean as true."""
-    K, G = shares.shape
-    tokens_N1 = np.where(np.arange(n_sequences) % 7 == 6, tokens // 3, tokens)[:, None]  # tails
-    counts_NLKG = np.zeros((n_sequences, L, K, G), np.int64)
-    for k in range(K):
-        p = np.broadcast_to(shares[k], (n_sequences, L, G))
-        if topics:
-            p = rng.gamma(topics * G * shares[k], size=p.shape)
-            p /= p.sum(-1, keepdims=True)
-        counts_NLKG[:, :, k] = rng.multinomial(np.broadcast_to(tokens_N1, (n_sequences, L)), p)
-    blocks = np.zeros((min(n_sequences, 64), L, K * G), np.int64)
-    np.add.at(blocks, np.arange(n_sequences) % 64, counts_NLKG.reshape(n_sequences, L, -1))
-    return blocks
+SIMULATED = ("max_vio", "min_over_mean", "cv", "kl_uniform", "gini", "tv_uniform", "top_quarter_share", "cold_experts")
 
 
 def missed(runs, n_sequences, E, K, kind, topics, seed):
@@ -223,10 +199,11 @@ def test_more_text_means_narrower():
 def test_an_even_router_may_be_balanced():
     counts = np.full((30, 1, 8), 40) + np.random.default_rng(0).integers(-9, 10, (30, 1, 8))
     found = all_intervals(counts, np.zeros(30, np.int64), 1, 1)
-    for key in ("max_vio", "cv", "kl_uniform", "gini", "tv_uniform", "chi2"):
+    for key in ("max_vio", "cv", "kl_uniform", "gini", "tv_uniform", "chi2", "top_quarter_share"):
         low, high = found[key][0][1, 0], found[key][1][1, 0]
-        assert low == pytest.approx(0, abs=1e-12), key
-        assert high > 0, key
+        even = 0.25 if key == "top_quarter_share" else 0
+        assert low == pytest.approx(even, abs=1e-12), key
+        assert high > even, key
     assert found["entropy_normalized"][1][1, 0] == pytest.approx(1)
     assert found["min_over_mean"][1][1, 0] == 1
 
@@ -239,6 +216,8 @@ def test_luckily_equal_counts_are_not_certainly_even():
     for key in ("max_vio", "cv", "kl_uniform", "gini", "tv_uniform"):
         assert found[key][0][1, 0] == pytest.approx(0, abs=1e-12)
         assert found[key][1][1, 0] > 0.005, key
+    assert found["top_quarter_share"][0][1, 0] == pytest.approx(0.25, abs=1e-12)
+    assert found["top_quarter_share"][1][1, 0] > 0.255
     counts[0, 0, :2] += [1, -1]
     nearly = all_intervals(counts, np.zeros(20, np.int64), 1, 1)
     for key in ("cv", "kl_uniform"):
@@ -264,6 +243,7 @@ def test_all_experts_always_leave_nothing_to_chance():
     for key in ("max_vio", "cv", "kl_uniform", "gini", "tv_uniform", "chi2", "dead_experts", "cold_experts"):
         np.testing.assert_allclose(found[key], 0, atol=1e-9, err_msg=key)
     np.testing.assert_allclose(found["share"], 0.25, atol=1e-12)
+    np.testing.assert_allclose(found["top_quarter_share"], 0.25, atol=1e-12)
 
 
 def test_a_ratio_at_its_edge_is_not_certain():

@@ -22,6 +22,7 @@ METRICS = {
     "effective_experts": lambda n, m: math.exp(METRICS["entropy"](n, m)),
     "kl_uniform": lambda n, m: sum(x / sum(n) * math.log(x / m) for x in n if x),
     "tv_uniform": lambda n, m: sum(max(x - m, 0) for x in n) / sum(n),
+    "top_quarter_share": lambda n, m: sum(sorted(n, reverse=True)[: math.ceil(len(n) / 4)]) / sum(n),
     "chi2": lambda n, m: sum((x - m) ** 2 / m for x in n),
     "dead_experts": lambda n, m: sum(x == 0 for x in n),
     "cold_experts": lambda n, m: sum(10 * x * len(n) < sum(n) for x in n),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from moectl.routing.metrics import temporal
+from moectl.routing.metrics import conditional_poisson, temporal
 
 
 def test_published_random_baselines():
@@ -79,7 +79,7 @@ def test_any_overlap_load_aware_by_brute_force(load):
     """Enumerate all sets: the fitted law must have the measured loads, the form prod w, and the stated overlap."""
     counts_E, tokens, K = load
     E, q_E = len(counts_E), counts_E / tokens
-    (p_E,) = temporal.fit_bernoulli(q_E[None], K)
+    (p_E,) = conditional_poisson.fit_bernoulli(q_E[None], K)
     sets = list(combinations(range(E), K))
     weights = np.array([prod(p_E[e] if e in chosen else 1 - p_E[e] for e in range(E)) for chosen in sets])
     law = weights / weights.sum()
@@ -111,3 +111,31 @@ def test_the_order_of_experts_and_other_rows_change_no_bit():
 
 def test_load_aware_any_overlap_does_not_apply_where_slots_ran_nothing():
     assert np.isnan(temporal.any_overlap_load_aware(np.array([3, 2, 2]), np.array(4), 2))
+
+
+@pytest.mark.parametrize(("E", "K"), [(2, 1), (8, 2), (8, 4), (64, 8), (40, 16)])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.6, 1.2])
+def test_the_slope_of_any_overlap_is_its_change(E, K, spread):
+    weights_E = np.exp(spread * np.random.default_rng(E).standard_normal(E))
+    q_E = K * weights_E / weights_E.sum()
+    for _ in range(200):  # as close to always as 0.95
+        q_E = np.minimum(q_E, 0.95)
+        q_E[q_E < 0.95] *= (K - 0.95 * (q_E == 0.95).sum()) / q_E[q_E < 0.95].sum()
+    values_R, slopes_RE = conditional_poisson.surprise_of_disjoint(q_E[None], K)
+    change_EE = 1e-5 * q_E.min() * (np.eye(E) - 1 / E)  # loads still sum to K
+    more, less = (-np.log(conditional_poisson.disjoint(q_E + sign * change_EE, K)) for sign in (1, -1))
+    expected_E = (more - less) / (2e-5 * q_E.min())
+    assert values_R[0] == pytest.approx(-np.log(conditional_poisson.disjoint(q_E[None], K)[0]), rel=1e-9)
+    slope_E = slopes_RE[0] - slopes_RE[0].mean()
+    np.testing.assert_allclose(slope_E, expected_E - expected_E.mean(), atol=1e-5 * np.abs(expected_E).max() + 1e-7)
+
+
+def test_the_slope_where_experts_run_always_or_never():
+    q_RE = np.array([[0.5, 0.5, 0.0, 0.0], [0.75, 0.25, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    values_R, slopes_RE = conditional_poisson.surprise_of_disjoint(q_RE, 1)
+    assert values_R[:2] == pytest.approx(-np.log([1 / 2, 6 / 16]))
+    assert np.isnan(values_R[2])
+    assert np.isnan(slopes_RE[2]).all()
+    # One expert of each: -ln(1 - sum q^2) has the slope 2 q / (1 - sum q^2).
+    assert slopes_RE[1, 0] - slopes_RE[1, 1] == pytest.approx(2 * 0.5 / (6 / 16), rel=1e-5)
+    assert (slopes_RE[:2, 2:] == 0).all()

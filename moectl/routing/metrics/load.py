@@ -110,6 +110,16 @@ def top_share(counts_E: IntArray, n: int) -> FloatArray:
     return np.asarray(_shares(counts_E)[..., max(0, counts_E.shape[-1] - n) :].sum(-1))
 
 
+def top_quarter_share(counts_E: IntArray) -> FloatArray:
+    """Share of the load on the busiest quarter of the experts, ceil(E / 4) of them: a quarter if even and E is a multiple of 4."""
+    return top_share(counts_E, quarter(counts_E.shape[-1]))
+
+
+def quarter(n_experts: int) -> int:
+    """A quarter of the experts, rounded up."""
+    return -(-n_experts // 4)
+
+
 def _count(counts_E: IntArray, is_E: NDArray[np.bool_]) -> FloatArray:
     return np.where(counts_E.sum(-1) > 0, is_E.sum(-1).astype(np.float64), np.nan)
 
