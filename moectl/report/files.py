@@ -28,7 +28,8 @@ _ARROW_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64(
 
 
 def write_route_stats(stats: RouteStats, folder: Path, *, provenance: Mapping[str, Any]) -> None:
-    """Write `experts layers vocabulary token_classes .parquet`, `coactivation.safetensors`, `report.html` and `summary.json` into `folder`.
+    """Write `experts layers vocabulary token_classes expert_pairs domain_pairs .parquet`, `coactivation.safetensors`, `report.html` and
+    `summary.json` into `folder`.
 
     `provenance` goes into all but the last two and must not vary between equal runs; these two hold what `stats.summary` says.
     Raises ResourceError if the disk refuses.
@@ -38,6 +39,8 @@ def write_route_stats(stats: RouteStats, folder: Path, *, provenance: Mapping[st
     _write(folder / "layers.parquet", _parquet(stats.layers, text))
     _write(folder / "vocabulary.parquet", _parquet(stats.vocabulary, text))
     _write(folder / "token_classes.parquet", _parquet(stats.token_classes, text))
+    _write(folder / "expert_pairs.parquet", _parquet(stats.expert_pairs, text))
+    _write(folder / "domain_pairs.parquet", _parquet(stats.domain_pairs, text))
     counts_LEE = np.ascontiguousarray(stats.coactivation_LEE, dtype="<i8")
     coactivation = folder / "coactivation.safetensors"
     metadata = {"layers": json.dumps(list(stats.moe_layers)), "provenance": text}

@@ -8,6 +8,7 @@ A folder with a summary is a run, any other file or folder should be a trace (se
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from moectl.checkpoint.header import read_header
 from moectl.checkpoint.json_object import read_object
 from moectl.errors import DataError, ModelError, from_os_error
 from moectl.routing.frames import ALL, BOUND_KEYS, METRIC_KEYS
+from moectl.routing.pair_frames import DOMAIN_PAIR_DTYPES, EXPERT_PAIR_DTYPES
 from moectl.routing.replay import stats_from_trace
 from moectl.routing.result import RouteStats
 from moectl.routing.token_frames import CLASS_DTYPES, VOCABULARY_DTYPES
@@ -32,6 +34,7 @@ _EXPERT_TYPES = {
     "domain": "string", "layer": "int32", "expert": "int32", "tokens": "int64", "share": "double", "relative_load": "double",
     "weight_sum": "double", "mean_weight": "double", "first_choice_tokens": "int64", "share_low": "double", "share_high": "double",
     "domain_specialisation": "double", "lift": "double", "gate_score": "double", "domain_entropy": "double",
+    "expert_set": "int32", "expert_set_gate": "int32",
 }  # fmt: skip
 _LAYER_TYPES = {
     "domain": "string", "layer": "int32", "n_experts": "int32", "top_k": "int32", "tokens": "int64",
@@ -40,6 +43,8 @@ _LAYER_TYPES = {
 _ARROW_NAMES = {"object": "string", "float64": "double"}
 _VOCABULARY_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in VOCABULARY_DTYPES.items()}
 _CLASS_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in CLASS_DTYPES.items()}
+_EXPERT_PAIR_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in EXPERT_PAIR_DTYPES.items()}
+_DOMAIN_PAIR_TYPES = {name: _ARROW_NAMES.get(dtype, dtype) for name, dtype in DOMAIN_PAIR_DTYPES.items()}
 _TEXT, _WHOLE, _NUMBER = (str,), (int,), (int, float, type(None))
 _SUMMARY_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "provenance": {"dtype": _TEXT, "device": _TEXT},
@@ -79,7 +84,10 @@ def read_route_stats(folder: Path) -> tuple[RouteStats, dict[str, Any]]:
     layer_table, layers_text = _read_parquet(folder / "layers.parquet", _LAYER_TYPES)
     vocabulary, vocabulary_text = _read_parquet(folder / "vocabulary.parquet", _VOCABULARY_TYPES)
     classes, classes_text = _read_parquet(folder / "token_classes.parquet", _CLASS_TYPES)
-    if len({experts_text, layers_text, vocabulary_text, classes_text, coactivation_text}) > 1:
+    expert_pairs, expert_pairs_text = _read_parquet(folder / "expert_pairs.parquet", _EXPERT_PAIR_TYPES)
+    domain_pairs, domain_pairs_text = _read_parquet(folder / "domain_pairs.parquet", _DOMAIN_PAIR_TYPES)
+    pairs_texts = {expert_pairs_text, domain_pairs_text}
+    if len({experts_text, layers_text, vocabulary_text, classes_text, coactivation_text} | pairs_texts) > 1:
         raise _refuse(folder, "its files come of different runs")
     try:
         provenance = json.loads(experts_text)
@@ -94,8 +102,11 @@ def read_route_stats(folder: Path) -> tuple[RouteStats, dict[str, Any]]:
         moe_layers=layers,
         vocabulary=vocabulary,
         token_classes=classes,
+        expert_pairs=expert_pairs,
+        domain_pairs=domain_pairs,
     )
     _check_rows(folder, stats)
+    _check_pairs(folder, stats)
     return stats, provenance
 
 
@@ -203,6 +214,22 @@ def _check_rows(folder: Path, stats: RouteStats) -> None:
         raise _refuse(folder, "`experts.parquet` does not have a row for every domain, layer and expert")
     if stats.experts["tokens"].min() < 0 or table["tokens"].min() < 0:
         raise _refuse(folder, "its tables hold a negative count")
+
+
+def _check_pairs(folder: Path, stats: RouteStats) -> None:
+    """Every pair of domains of every layer once and in order; pairs of experts that exist, and met as often as co-activation says."""
+    pairs = list(itertools.combinations(stats.summary["data"], 2))
+    expected = [(layer, *pair) for layer in stats.moe_layers for pair in pairs]
+    if list(stats.domain_pairs[["layer", "domain", "other"]].itertuples(index=False, name=None)) != expected:
+        raise _refuse(folder, "`domain_pairs.parquet` does not have a row for every layer and pair of domains")
+    sizes = dict(zip(stats.moe_layers, stats.layers["n_experts"].iloc[: len(stats.moe_layers)], strict=True))
+    first, second = stats.expert_pairs[["expert", "other"]].to_numpy().T
+    size = stats.expert_pairs["layer"].map(sizes).fillna(0).to_numpy()
+    if not ((first >= 0) & (first < second) & (second < size)).all():
+        raise _refuse(folder, "`expert_pairs.parquet` has a pair of experts that its layer does not have")
+    position = stats.expert_pairs["layer"].map({layer: at for at, layer in enumerate(stats.moe_layers)}).to_numpy(np.int64)
+    if (stats.coactivation_LEE[position, first, second] != stats.expert_pairs["tokens"]).any():
+        raise _refuse(folder, "`expert_pairs.parquet` and `coactivation.safetensors` do not agree on the tokens of a pair")
 
 
 def _refuse(folder: Path, reason: str) -> DataError:

@@ -29,7 +29,7 @@ ALL = "all"
 
 METRIC_KEYS = (
     "max_over_mean", "min_over_mean", "max_vio", "max_vio_sequence", "max_vio_batch", "max_vio_noise_floor", "cv", "gini", "entropy",
-    "entropy_normalized", "effective_experts", "kl_uniform", "tv_uniform", "chi2", "dead_experts", "cold_experts",
+    "entropy_normalized", "effective_experts", "kl_uniform", "tv_uniform", "top_quarter_share", "chi2", "dead_experts", "cold_experts",
     "balance_loss", "sequence_balance_loss", "z_loss",
     "router_entropy", "captured_mass", "margin", "fragile_tokens", "effective_used_experts", "bias_effect",
     "first_choice_repeat", "first_choice_repeat_uniform", "first_choice_repeat_load_aware",
@@ -54,7 +54,8 @@ def expert_frame(counters: Counters, domain_names: Sequence[str]) -> pd.DataFram
     `tokens` that ran the expert, `share` of the layer's slots, `relative_load` = E share (1 if even), `weight_sum` of the combine weights,
     `mean_weight` = weight_sum / tokens (NaN without tokens), `first_choice_tokens` that weighted it highest; `share_low` and `share_high`,
     the 95 % interval of the share. Then what it is for: `domain_specialisation`, the part of the tokens that ran it, `lift`, that over the
-    same of all text, `gate_score`, its weight averaged over all tokens, and on the rows of all domains `domain_entropy`.
+    same of all text, `gate_score`, its weight averaged over all tokens, and on the rows of all domains `domain_entropy`. `expert_set` and
+    `expert_set_gate` are 1 if it is one of the few that the row's text needs, by ESFT's token score (`share`) and by its gate score.
     """
     assert len(domain_names) == counters.n_domains
     counts = counters.counts
@@ -151,11 +152,15 @@ def _specialisation(tokens_DLE: NDArray[np.int64], counted_DL: NDArray[np.int64]
     tokens_LDE, counted_LD = tokens_DLE.swapaxes(0, 1), counted_DL.T
     lift = specialisation.domain_lift(tokens_LDE[:, 1:], counted_LD[:, 1:]).swapaxes(0, 1)
     entropy = specialisation.expert_domain_entropy(tokens_LDE[:, 1:], counted_LD[:, 1:])
+    gate_scores_DLE = specialisation.gate_score(weight_DLE, counted_DL)
+    by_token_DLE, by_gate_DLE = specialisation.task_sets(tokens_DLE, gate_scores_DLE)
     return {
         "domain_specialisation": specialisation.domain_specialisation(tokens_LDE, counted_LD).swapaxes(0, 1),
         "lift": np.concatenate([np.full_like(lift[:1], np.nan), lift]),
-        "gate_score": specialisation.gate_score(weight_DLE, counted_DL),
+        "gate_score": gate_scores_DLE,
         "domain_entropy": np.concatenate([entropy[None], np.full_like(lift, np.nan)]),
+        "expert_set": by_token_DLE.astype(np.int32),
+        "expert_set_gate": by_gate_DLE.astype(np.int32),
     }
 
 
@@ -174,6 +179,7 @@ def _load(sums: dict[str, NDArray[Any]], n_experts: int, top_k: int) -> dict[str
         "effective_experts": load.effective_experts(counts),
         "kl_uniform": load.kl_uniform(counts),
         "tv_uniform": load.tv_uniform(counts),
+        "top_quarter_share": load.top_quarter_share(counts),
         "chi2": load.chi2(counts),
         "dead_experts": load.dead_experts(counts),
         "cold_experts": load.cold_experts(counts),

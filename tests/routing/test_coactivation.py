@@ -16,6 +16,7 @@ from moectl.routing.metrics.coactivation import (
     pmi,
     strongest_pair,
     strongest_pairs,
+    weakest_pairs,
 )
 
 
@@ -40,6 +41,20 @@ def test_ties_go_to_the_larger_count_then_the_lower_ids():
 def test_experts_that_never_meet_are_no_pair():
     assert strongest_pair(np.diag([3, 3]), 6, min_count=0) is None
     assert strongest_pair(np.array([[3]]), 3, min_count=1) is None
+
+
+def test_the_smallest_lift_among_pairs_expected_often_enough():
+    counts_EE = np.diag([50, 10, 10, 40, 0])
+    for i, j, count in ((0, 3, 30), (1, 2, 5), (0, 1, 4), (0, 2, 4)):
+        counts_EE[i, j] = counts_EE[j, i] = count
+    # Expected: 20 of 0 and 3; 5 of 0 and 1, 0 and 2; 4 of 1 and 3, 2 and 3; 1 of 1 and 2. Of expert 4 nothing.
+    found = [Pair(1, 3, 0, 0.0), Pair(2, 3, 0, 0.0), Pair(0, 1, 4, 0.8), Pair(0, 2, 4, 0.8), Pair(0, 3, 30, 1.5), Pair(1, 2, 5, 5.0)]
+    assert weakest_pairs(counts_EE, 100, n=9, min_expected=0) == found
+    assert weakest_pairs(counts_EE, 100, n=2, min_expected=4) == found[:2]
+    assert weakest_pairs(counts_EE, 100, n=9, min_expected=5) == found[2:5]
+    assert weakest_pairs(counts_EE, 0, n=9, min_expected=0) == []
+    counts_EE[2, 2] = 30
+    assert weakest_pairs(counts_EE, 100, n=2, min_expected=0) == [found[1], found[0]], "ties go to the larger expected count"
 
 
 def sets_of(n_tokens, n_experts, top_k, seed=0):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moectl.routing.metrics.domains import domain_information_bits, domain_information_floor, domain_jsd_bits
+from moectl.routing.metrics.domains import domain_information_bits, domain_information_floor, domain_jsd_bits, domain_pair_jsd_bits
 
 METRICS = [domain_information_bits, domain_jsd_bits]
 
@@ -43,6 +43,8 @@ def tables(draw):
 def test_equal_their_definitions(counts_DE):
     assert domain_information_bits(counts_DE) == pytest.approx(information_bits(counts_DE.tolist()), abs=1e-12)
     assert domain_jsd_bits(counts_DE) == pytest.approx(jsd_bits(counts_DE.tolist()), abs=1e-12)
+    of_pairs = [information_bits(pair) for pair in itertools.combinations(counts_DE.tolist(), 2)]
+    assert domain_pair_jsd_bits(counts_DE) == pytest.approx(of_pairs, abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -83,6 +85,14 @@ def test_what_cannot_be_compared_is_nan_and_layers_do_not_mix(metric):
     found_L = metric(counts_LDE)
     assert np.isnan(found_L).tolist() == [True, False, True]
     assert found_L[1] == metric(counts_LDE[1])
+
+
+def test_a_domain_without_load_spoils_its_own_pairs_only():
+    counts_LDE = np.array([[[1, 2], [0, 0], [2, 1]], [[1, 2], [3, 9], [2, 1]]])
+    found_LP = domain_pair_jsd_bits(counts_LDE)
+    assert np.isnan(found_LP).tolist() == [[True, False, True], [False] * 3]
+    assert found_LP[0, 1] == found_LP[1, 1] == domain_jsd_bits(counts_LDE[1, ::2])
+    assert domain_pair_jsd_bits(counts_LDE[:, :1]).shape == (2, 0)
 
 
 def test_published_counts():

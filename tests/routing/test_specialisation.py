@@ -14,7 +14,10 @@ from moectl.routing.metrics.specialisation import (
     domain_specialisation,
     expert_domain_entropy,
     expert_set,
+    expert_set_overlap,
     gate_score,
+    in_expert_set,
+    task_sets,
     token_score,
 )
 
@@ -75,6 +78,32 @@ def test_the_smallest_set_that_reaches_its_share():
     for top_p, expected in ((0.2, [1]), (0.5, [1]), (0.51, [1, 3]), (0.8, [1, 3, 0]), (1.0, [1, 3, 0, 4]), (1.5, [1, 3, 0, 4, 2])):
         assert expert_set(scores_E, top_p=top_p).tolist() == expected
     assert expert_set(np.full(3, np.nan), top_p=0.2).tolist() == []
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.125], [0.0, 0.03, 0.07, 0.5], [0.3, np.nan]])
+def test_being_in_a_set_is_the_set(values):
+    scores_RE = np.random.default_rng(0).choice(values, (200, 7))
+    for top_p in (0.1, 0.125, 0.3, 0.5, 2.0):
+        members_RE = in_expert_set(scores_RE, top_p=top_p)
+        assert [set(np.flatnonzero(row)) for row in members_RE] == [set(expert_set(row, top_p=top_p).tolist()) for row in scores_RE]
+        assert (in_expert_set(scores_RE, top_p=np.full(200, top_p)) == members_RE).all()
+
+
+@pytest.mark.parametrize("n_experts", [5, 10, 50, 160, 1000])
+def test_no_rounding_decides_where_even_loads_reach_the_sum_exactly(n_experts):
+    counts_E = np.full(n_experts, 7)
+    by_token_E, by_gate_E = task_sets(counts_E, np.zeros(n_experts))
+    assert np.flatnonzero(by_token_E).tolist() == list(range(n_experts // 5))
+    assert by_gate_E.all(), "all of them where the sum is out of reach"
+    assert not np.any(task_sets(0 * counts_E, np.zeros(n_experts)))
+
+
+def test_sets_overlap_by_what_either_has():
+    members_DE = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    found_P = expert_set_overlap(members_DE)
+    assert found_P[[0, 2, 4]].tolist() == [2 / 3, 0, 0]
+    assert np.isnan(found_P[[1, 3, 5]]).all(), "an empty set"
+    assert expert_set_overlap(members_DE[:1]).shape == (0,)
 
 
 def test_a_published_set():

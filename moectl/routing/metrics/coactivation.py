@@ -52,6 +52,20 @@ def strongest_pair(counts_EE: IntArray, tokens: int, *, min_count: int) -> Pair 
     return next(iter(strongest_pairs(counts_EE, tokens, n=1, min_count=min_count)), None)
 
 
+def weakest_pairs(counts_EE: IntArray, tokens: int, *, n: int, min_expected: float) -> list[Pair]:
+    """The `n` pairs with the smallest lift among those that at least `min_expected` tokens would run if they were independent.
+
+    They avoid each other. Ties, such as pairs that never meet, go to the larger expected count, then the lower ids. `min_expected` keeps
+    two rare experts, of which nothing is known, from winning.
+    """
+    expected_EE = expected(counts_EE, tokens)
+    first_P, second_P = np.nonzero(np.triu((expected_EE > 0) & (expected_EE >= min_expected), k=1))
+    lift_P, expected_P = lift(counts_EE, tokens)[first_P, second_P], expected_EE[first_P, second_P]
+    best = np.lexsort((second_P, first_P, -expected_P, lift_P))[:n]
+    first_P, second_P, lift_P = first_P[best], second_P[best], lift_P[best]
+    return [Pair(int(i), int(j), int(counts_EE[i, j]), float(x)) for i, j, x in zip(first_P, second_P, lift_P, strict=True)]
+
+
 def expected(counts_EE: IntArray, tokens: int) -> FloatArray:
     """[..., E, E] N_i N_j / T: tokens that would run both if they were independent."""
     n_E = np.diagonal(counts_EE, axis1=-2, axis2=-1).astype(np.float64)

@@ -8,10 +8,11 @@ tokens it has. Where a domain has no load, or there is only one, nothing can be 
 their own first, so theirs changes no bit of a result.
 """
 
-# Shapes: D domains, E experts, Q sequences; "..." any leading axes (layers).
+# Shapes: D domains, P pairs of domains, E experts, Q sequences; "..." any leading axes (layers).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +32,18 @@ def domain_information_bits(counts_DE: IntArray) -> FloatArray:
 
 
 def domain_jsd_bits(counts_DE: IntArray) -> FloatArray:
-    """Jensen-Shannon divergence of two domains' loads in bits, 0 to 1; the mean over all pairs of domains."""
-    p_DE = _loads(counts_DE)
-    D = p_DE.shape[-2]
-    total = np.zeros(p_DE.shape[:-2])
-    for d in range(D - 1):
-        other_PE = p_DE[..., d + 1 :, :]
-        total += _information(np.stack([np.broadcast_to(p_DE[..., d : d + 1, :], other_PE.shape), other_PE], axis=-2)).sum(-1)
+    """The mean of `domain_pair_jsd_bits` over all pairs of domains: 0 to 1."""
+    D = counts_DE.shape[-2]
+    total = np.zeros(counts_DE.shape[:-2])
+    for jsd_P in _jsd_with_later(counts_DE):
+        total += jsd_P.sum(-1)
     return total / (D * (D - 1) / 2) if D > 1 else np.full(total.shape, np.nan)
+
+
+def domain_pair_jsd_bits(counts_DE: IntArray) -> FloatArray:
+    """[..., P] Jensen-Shannon divergence of two domains' loads in bits: 0 alike, 1 if they share no expert. P = D (D - 1) / 2, the pairs in
+    the order (0, 1), (0, 2), ..., (1, 2), ..."""
+    return np.concatenate([np.empty((*counts_DE.shape[:-2], 0)), *_jsd_with_later(counts_DE)], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,14 @@ def domain_information_floor(counts_QE: IntArray, domain_Q: IntArray, *, permuta
     for i in range(permutations):
         bits_P[i] = domain_information_bits(np.add.reduceat(counts_QE[rng.permutation(len(counts_QE))], starts_D, axis=0))
     return Floor(float(bits_P.mean()), float(np.quantile(bits_P, 0.95)))
+
+
+def _jsd_with_later(counts_DE: IntArray) -> Iterator[FloatArray]:
+    """For each domain but the last, [..., later domains] its divergence from every one after it."""
+    p_DE = _loads(counts_DE)
+    for d in range(p_DE.shape[-2] - 1):
+        other_PE = p_DE[..., d + 1 :, :]
+        yield _information(np.stack([np.broadcast_to(p_DE[..., d : d + 1, :], other_PE.shape), other_PE], axis=-2))
 
 
 def _loads(counts_DE: IntArray) -> FloatArray:

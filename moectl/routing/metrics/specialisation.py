@@ -7,7 +7,7 @@ Definitions: N_{e,d} tokens of domain d that ran expert e, T_d tokens of d. How 
 NaN where nothing counts.
 """
 
-# Shapes: D domains, E experts; "..." any leading axes (layers).
+# Shapes: D domains, P pairs of domains, E experts; "..." any leading axes (layers).
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+TOKEN_TOP_P, GATE_TOP_P = 0.2, 0.1
+"""The sums of token scores and of gate scores that ESFT's sets of a task reach (arXiv 2407.01906)."""
 
 
 def domain_specialisation(counts_DE: IntArray, tokens_D: IntArray) -> FloatArray:
@@ -65,6 +69,40 @@ def expert_set(scores_E: FloatArray, *, top_p: float) -> IntArray:
     order_E = np.argsort(-scores_E, kind="stable")
     reached = np.searchsorted(np.cumsum(scores_E[order_E]), top_p, side="left")
     return order_E[: 0 if np.isnan(scores_E).any() else min(int(reached) + 1, len(order_E))]
+
+
+def in_expert_set(scores_E: FloatArray, *, top_p: float | FloatArray) -> BoolArray:
+    """[..., E] whether `expert_set` has the expert; `top_p` is a number or [...]: it is in if those ahead of it do not reach the sum."""
+    order_E = np.argsort(-scores_E, axis=-1, kind="stable")
+    ahead_E = np.zeros(scores_E.shape)
+    ahead_E[..., 1:] = np.cumsum(np.take_along_axis(scores_E, order_E, -1), axis=-1)[..., :-1]
+    chosen_E = (ahead_E < np.asarray(top_p)[..., None]) & ~np.isnan(scores_E).any(-1, keepdims=True)
+    result_E = np.empty(scores_E.shape, np.bool_)
+    np.put_along_axis(result_E, order_E, chosen_E, -1)
+    return result_E
+
+
+def task_sets(counts_E: IntArray, gate_scores_E: FloatArray) -> tuple[BoolArray, BoolArray]:
+    """[..., E] each: whether the expert is in the set by token score, and in that by gate score. No expert is where none ran.
+
+    Token scores are compared as whole counts, so that no rounding decides where even loads reach the sum exactly.
+    """
+    picks = counts_E.sum(-1)
+    ran_1 = picks[..., None] > 0
+    by_token_E = in_expert_set(np.where(ran_1, counts_E, np.nan), top_p=TOKEN_TOP_P * picks)
+    return by_token_E, in_expert_set(np.where(ran_1, gate_scores_E, np.nan), top_p=GATE_TOP_P)
+
+
+def expert_set_overlap(members_DE: BoolArray) -> FloatArray:
+    """[..., P] experts in the sets of both domains over those in either (Jaccard). P = D (D - 1) / 2, the pairs in the order (0, 1),
+    (0, 2), ..., (1, 2), ...; NaN beside an empty set."""
+    member_DE = members_DE.astype(np.float64)  # sums of ones are exact
+    both_DD = member_DE @ np.swapaxes(member_DE, -1, -2)
+    size_D = member_DE.sum(-1)
+    first_P, second_P = np.triu_indices(size_D.shape[-1], k=1)
+    both_P, first_size_P, second_size_P = both_DD[..., first_P, second_P], size_D[..., first_P], size_D[..., second_P]
+    either_P = np.where((first_size_P > 0) & (second_size_P > 0), first_size_P + second_size_P - both_P, 0)
+    return _ratio(both_P, either_P)
 
 
 def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> FloatArray:
