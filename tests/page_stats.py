@@ -110,7 +110,7 @@ def page_stats(
             **{key: np.broadcast_to(values, (D + 1, L)).reshape(-1).astype(np.float64) for key, values in metrics.items()},
         }
     )
-    vocabulary = _vocabulary(rng, layers, E, words) if extras else None
+    vocabulary = _vocabulary(rng, layers, counts_DLE, words, domains) if extras else None
     return FullStats(
         _summary(name, layers, E, top_k, domains, tokens),
         experts,
@@ -185,23 +185,38 @@ def _together(rng: np.random.Generator, counts_LE: np.ndarray, tokens: int) -> n
     return pairs_LEE
 
 
-def _vocabulary(rng: np.random.Generator, layers: tuple[int, ...], n_experts: int, words: list[str]) -> pd.DataFrame:
-    top = 10
-    n = len(layers) * n_experts
-    ids = rng.integers(0, len(words), (n, top))
-    rows = pd.DataFrame(
+def _vocabulary(
+    rng: np.random.Generator, layers: tuple[int, ...], counts_DLE: np.ndarray, words: list[str], domains: tuple[str, ...]
+) -> pd.DataFrame:
+    """Ten tokens of every expert, and of the three of each layer that gain most in a domain."""
+    n_experts, share_DLE = counts_DLE.shape[2], counts_DLE / np.maximum(counts_DLE.sum(-1, keepdims=True), 1)
+    gaining_DLG = np.argsort(share_DLE[0] - share_DLE[1:], axis=-1, kind="stable")[..., :3]
+    every_L = np.array(layers, np.int32)
+    everything = _tokens(rng, every_L.repeat(n_experts), np.tile(np.arange(n_experts), len(layers)), words)
+    of_domains = [
+        _tokens(rng, every_L.repeat(gaining_DLG.shape[2]), gaining_LG.reshape(-1), words).assign(domain=name)
+        for name, gaining_LG in zip(domains, gaining_DLG, strict=True)
+    ]
+    return pd.concat([everything, everything.assign(kind="next"), *of_domains], ignore_index=True)
+
+
+def _tokens(rng: np.random.Generator, layers: np.ndarray, experts: np.ndarray, words: list[str]) -> pd.DataFrame:
+    """Ten tokens of each of some experts, of all text."""
+    top, n = 10, len(layers)
+    ids = rng.integers(0, len(words), n * top)
+    return pd.DataFrame(
         {
-            "layer": np.array(layers, np.int32).repeat(n_experts * top),
-            "expert": np.tile(np.arange(n_experts, dtype=np.int32).repeat(top), len(layers)),
+            "layer": layers.repeat(top),
+            "expert": experts.repeat(top).astype(np.int32),
             "kind": "input",
+            "domain": "all",
             "rank": np.tile(np.arange(1, top + 1, dtype=np.int32), n),
-            "token_id": ids.reshape(-1),
-            "token": [words[i] for i in ids.reshape(-1)],
+            "token_id": ids,
+            "token": [words[i] for i in ids],
             "count": 40,
             "lift": np.tile(np.linspace(9, 2, top), n),
         }
     )
-    return pd.concat([rows, rows.assign(kind="next")], ignore_index=True)
 
 
 def _summary(name: str, layers: tuple[int, ...], n_experts: int, top_k: int, domains: tuple[str, ...], tokens: int) -> dict[str, Any]:

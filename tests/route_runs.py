@@ -18,7 +18,10 @@ from moectl.cli.app import main
 # Shapes: L MoE layers, E experts.
 
 SPECIAL = (0, 1)  # <s> and </s> of the tiny tokenizer
-TABLES = ("experts.parquet", "layers.parquet", "vocabulary.parquet", "token_classes.parquet", "coactivation.safetensors")
+TABLES = (
+    "experts.parquet", "layers.parquet", "vocabulary.parquet", "token_classes.parquet", "expert_pairs.parquet", "domain_pairs.parquet",
+    "coactivation.safetensors",
+)  # fmt: skip
 
 
 class Output(NamedTuple):
@@ -33,6 +36,14 @@ class Output(NamedTuple):
     @property
     def layers(self) -> pd.DataFrame:
         return pq.read_table(self.folder / "layers.parquet").to_pandas()
+
+    @property
+    def expert_pairs(self) -> pd.DataFrame:
+        return pq.read_table(self.folder / "expert_pairs.parquet").to_pandas()
+
+    @property
+    def domain_pairs(self) -> pd.DataFrame:
+        return pq.read_table(self.folder / "domain_pairs.parquet").to_pandas()
 
     @property
     def coactivation(self) -> np.ndarray:

@@ -128,7 +128,7 @@ def _show(stats: RouteStats, options: RouteStatsOptions | SavedRunOptions, outpu
         case "csv":
             console.csv(stats.layers)
         case _:
-            from moectl.report.terminal import render
+            from moectl.report.terminal.summary import render
 
             console.out(render(stats, width=console.width))
     for path in (options.output, *(export.path for export in options.exports)):

@@ -9,6 +9,7 @@ model's embedding: models pad it, and ids the tokenizer does not know are legal.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ class TextTokenizer:
         return "".join(parts)
 
     def token(self, token_id: int) -> str:
-        """One token as it can be shown in a table: its leading space kept, control characters escaped, `<123>` if unknown."""
+        """One token as it can be shown in a table: its leading space kept, control characters and bytes escaped, `<123>` if unknown."""
         piece = self._tokenizer.id_to_token(token_id)
         if piece is None:
             return f"<{token_id}>"
@@ -84,7 +85,7 @@ class TextTokenizer:
         if token_id not in self.special_ids:
             decoded = self._tokenizer.decode([token_id], skip_special_tokens=False)
             # A piece that is only part of a character decodes to nothing that can be read.
-            text = decoded if decoded and "\ufffd" not in decoded else piece
+            text = decoded if decoded and "\ufffd" not in decoded else _bytes_spelled_out(piece)
             # SentencePiece decoders drop the space that starts a word.
             if piece.startswith("\u2581") and not text.startswith((" ", "\u2581")):
                 text = " " + text
@@ -94,6 +95,22 @@ class TextTokenizer:
         if self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
+
+
+def _bytes_spelled_out(piece: str) -> str:
+    """What a byte-level piece stands for where that is not all text, ` \\xe2\\x80` of `\u0120\u00e2\u0122`; any other piece as it is."""
+    byte_of_letter = _byte_level_letters()
+    if not byte_of_letter.keys() >= set(piece):
+        return piece
+    return bytes(byte_of_letter[letter] for letter in piece).decode("utf-8", errors="backslashreplace")
+
+
+@functools.cache
+def _byte_level_letters() -> dict[str, int]:
+    """The byte of each letter in which byte-level BPE writes bytes (GPT-2's `bytes_to_unicode`)."""
+    themselves = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in themselves]
+    return {chr(byte): byte for byte in themselves} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """What a person should be told about a measurement, as sentences: the tables read, nothing measured anew.
 
-It draws nothing (see `terminal.py`) and says nothing the sample is too small for.
+It draws nothing (see `terminal/`) and says nothing the sample is too small for.
 
     for finding in findings(stats):
         print(finding.label, finding.text)
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from moectl.report.domains import domain_difference
-from moectl.report.headline import three_digits
+from moectl.report.numerals import counted, percent, three_digits
 from moectl.report.rows import (
     ENOUGH_TOKENS,
     domain_names,
@@ -118,12 +118,12 @@ def _domains(stats: RouteStats) -> str:
         return "One domain, so nothing to compare. Name several: `--data code=src/ --data prose=book.txt`."
     table = domain_difference(stats)
     difference, chance = table["difference"], table["chance"]
-    text = f"{_percent(typical(difference))} of a domain's picks would have to move to spread like all text"
+    text = f"{percent(typical(difference))} of a domain's picks would have to move to spread like all text"
     if len(table) > 1:
-        text += f" in a typical layer, {_percent(difference.max())} in layer {layer_of_largest(difference)}"
+        text += f" in a typical layer, {percent(difference.max())} in layer {layer_of_largest(difference)}"
     if bool((difference <= _CHANCE_FACTOR * chance).all()):
-        return f"Not to be told apart: {text}, and chance alone gives {_percent(typical(chance))}."
-    return f"{text}; chance alone gives {_percent(typical(chance))}."
+        return f"Not to be told apart: {text}, and chance alone gives {percent(typical(chance))}."
+    return f"{text}; chance alone gives {percent(typical(chance))}."
 
 
 def _neighbours(rows: pd.DataFrame) -> str:
@@ -133,15 +133,15 @@ def _neighbours(rows: pd.DataFrame) -> str:
         return ""
     excess = overlap - load
     text = (
-        f"A token shares {_percent(typical(overlap))} of its experts with the next one; the load alone makes that "
-        f"{_percent(typical(load))}, an even load {_percent(typical(rows['next_token_overlap_uniform']))}"
+        f"A token shares {percent(typical(overlap))} of its experts with the next one; the load alone makes that "
+        f"{percent(typical(load))}, an even load {percent(typical(rows['next_token_overlap_uniform']))}"
     )
     if typical(excess) <= _SHARED_MORE:
         return f"{text}. So neighbours share no more than the load explains."
     if len(rows) == 1:
         return f"{text}."
     most = layer_of_largest(excess)
-    return f"{text}. The excess is largest in layer {most} ({_percent(overlap.loc[most])} against {_percent(load.loc[most])})."
+    return f"{text}. The excess is largest in layer {most} ({percent(overlap.loc[most])} against {percent(load.loc[most])})."
 
 
 def _pairs(rows: pd.DataFrame, stats: RouteStats) -> str:
@@ -193,8 +193,8 @@ def _certainty(rows: pd.DataFrame, stats: RouteStats) -> str:
     where = ", of a typical layer" if len(rows) > 1 else ""
     text = f"With 95 % confidence{where}: {intervals}"
     blocks = sum(min(sequences, MAX_BLOCKS) for sequences in sequences_D)
-    dealt = f", dealt to {_count(blocks, 'block')}" if blocks < sum(sequences_D) else ""
-    return f"{text}. This rests on {_count(sum(sequences_D), 'sequence')}{dealt}; four times as many halve the widths."
+    dealt = f", dealt to {counted(blocks, 'block')}" if blocks < sum(sequences_D) else ""
+    return f"{text}. This rests on {counted(sum(sequences_D), 'sequence')}{dealt}; four times as many halve the widths."
 
 
 def _between(rows: pd.DataFrame, name: str, key: str, scale: float, digits: int, unit: str) -> str:
@@ -208,7 +208,7 @@ def _between(rows: pd.DataFrame, name: str, key: str, scale: float, digits: int,
 
 def _experts(how_many: pd.Series[float]) -> str:
     """`3 experts in 2 layers`, `3 experts in layer 7`, or without a layer if the model has only one."""
-    text, n_layers = _count(how_many.sum(), "expert"), int((how_many > 0).sum())
+    text, n_layers = counted(how_many.sum(), "expert"), int((how_many > 0).sum())
     if len(how_many) == 1:
         return text
     return f"{text} in layer {layer_of_largest(how_many)}" if n_layers == 1 else f"{text} in {n_layers} layers"
@@ -220,11 +220,3 @@ def _most(how_many: pd.Series[float]) -> str:
     if len(ordered) < 2 or ordered.iloc[1] in (0, ordered.iloc[0]):
         return ""
     return f", most in layer {ordered.index[0]} ({ordered.iloc[0]:.0f})"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{int(number):,} {noun}{'' if number == 1 else 's'}"

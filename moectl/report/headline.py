@@ -4,7 +4,7 @@
         print(figure.label, figure.value, figure.interval, figure.extremes)
 
 Typical is the median over the layers, and so are the two ends of its interval: the layer in the middle is as sure as that, the whole model
-is surer. It draws nothing (see `terminal.py`).
+is surer. It draws nothing (see `terminal/`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moectl.report.numerals import hundredths, percent_tenths, tenths, thousandths, three_digits, three_significant
 from moectl.report.rows import ENOUGH_TOKENS, domain_names, even_share, overall_rows, typical, typical_interval
 from moectl.routing.frames import ALL
 
@@ -44,45 +45,20 @@ class _Metric:
     meaning: str
 
 
-def _tenths(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _hundredths(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _thousandths(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _three_significant(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def three_digits(value: float) -> str:
-    """`2.72`, `20.1`, `1,097`."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-
-
 _BALANCE = (
-    _Metric("MaxVio", "max_vio", _hundredths, "", "busiest expert above its even share; 0 is even"),
-    _Metric("effective experts", "effective_experts", _tenths, "", "would carry this load evenly"),
+    _Metric("MaxVio", "max_vio", hundredths, "", "busiest expert above its even share; 0 is even"),
+    _Metric("effective experts", "effective_experts", tenths, "", "would carry this load evenly"),
 )
 _ROUTING = (
-    _Metric("balance loss", "balance_loss", _thousandths, "", "the loss of training; 1 is even"),
-    _Metric("router entropy", "router_entropy", _thousandths, "", "1: all experts score alike, 0: one has it all"),
-    _Metric("captured mass", "captured_mass", _percent, " %", "of the scores are those of the chosen experts"),
-    _Metric("margin", "margin", _three_significant, "", "from the last chosen expert to the next one"),
-    _Metric("fragile tokens", "fragile_tokens", _percent, " %", "margin so small that rounding may change it"),
-    _Metric("domain information", "domain_information_bits", _thousandths, " bit", "what one pick tells about the domain"),
-    _Metric("next-token overlap", "next_token_overlap", _percent, " %", "of a token's experts are the next one's too"),
-    _Metric("  from the load", "next_token_overlap_load_aware", _percent, " %", "of them would be by the loads alone"),
-    _Metric("vocabulary", "vocabulary_input", _percent, " %", "of an id's tokens ran its favourite expert"),
+    _Metric("balance loss", "balance_loss", thousandths, "", "the loss of training; 1 is even"),
+    _Metric("router entropy", "router_entropy", thousandths, "", "1: all experts score alike, 0: one has it all"),
+    _Metric("captured mass", "captured_mass", percent_tenths, " %", "of the scores are those of the chosen experts"),
+    _Metric("margin", "margin", three_significant, "", "from the last chosen expert to the next one"),
+    _Metric("fragile tokens", "fragile_tokens", percent_tenths, " %", "margin so small that rounding may change it"),
+    _Metric("domain information", "domain_information_bits", thousandths, " bit", "what one pick tells about the domain"),
+    _Metric("next-token overlap", "next_token_overlap", percent_tenths, " %", "of a token's experts are the next one's too"),
+    _Metric("  from the load", "next_token_overlap_load_aware", percent_tenths, " %", "of them would be by the loads alone"),
+    _Metric("vocabulary", "vocabulary_input", percent_tenths, " %", "of an id's tokens ran its favourite expert"),
 )
 
 

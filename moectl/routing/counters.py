@@ -57,7 +57,8 @@ class Counters:
 
     `counts`: the arrays, see CountArrays. `blocks`: sequence i of a domain is in its block i mod 64, of domain `blocks.domain_X`.
     `tracked`: the ids that are counted by themselves ("input") and by the token before them ("next"); the rows of `counts.*_LME` beyond
-    them stay 0. After `count_predicted` it also has those the model predicts ("predicted"). `class_of_id_V`: the class of every token id
+    them stay 0. After `count_predicted` it also has those the model predicts ("predicted"). `input_home_M`: the domain that most tokens of
+    each id of "input" lie in (see `vocabulary.home_domains`). `class_of_id_V`: the class of every token id
     (see `token_classes`); without it classes are not counted, else `class_tokens_C` is how many counted tokens have each. `scored` is
     false once an event came without logits: what they decide is not counted then.
     """
@@ -87,6 +88,7 @@ class Counters:
 
         axes = arrays.sizes(layers, n_domains, batches, classes=class_of_id_V is not None)
         self.tracked = {kind: vocabulary.track_ids(batches, kind, limit=axes["M"]) for kind in vocabulary.KINDS}
+        self.input_home_M = vocabulary.home_domains(self.tracked["input"], batches, n_domains)
         axes["M"] = max(len(ids.ids_M) for ids in self.tracked.values())
         self._wide = sum(batch.ids_BS.size for batch in batches) > _MAX_INT32
         self.counts = CountArrays.zeros(axes, wide=self._wide)

@@ -63,8 +63,8 @@ def test_overwrite_replaces_an_earlier_output_as_a_whole(model, moectl):
     assert (next(iter(new["data"].values()))["tokens"], next(iter(old["data"].values()))["tokens"] > 7) == (7, True)
     # The new run has no trace: nothing of the old one survives in it.
     assert sorted(os.listdir("out")) == [
-        "coactivation.safetensors", "experts.parquet", "layers.parquet", "report.html", "summary.json", "token_classes.parquet",
-        "vocabulary.parquet",
+        "coactivation.safetensors", "domain_pairs.parquet", "expert_pairs.parquet", "experts.parquet", "layers.parquet", "report.html",
+        "summary.json", "token_classes.parquet", "vocabulary.parquet",
     ]  # fmt: skip
     assert sorted(os.listdir()) == ["model", "out", "text.txt"]
 

@@ -76,9 +76,9 @@ def test_completion_completes(shell, variables, expected):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_the_documents_work(page, api, run, monkeypatch):
-    from moectl.report import terminal
+    from moectl.report.terminal import summary
 
-    monkeypatch.setattr(terminal, "render", lambda stats, width: "")
+    monkeypatch.setattr(summary, "render", lambda stats, width: "")
     commands = commands_in(page)
     assert commands
     for command in commands:
@@ -87,9 +87,9 @@ def test_the_commands_of_the_documents_work(page, api, run, monkeypatch):
 
 
 def test_the_examples_of_the_help_work(api, run, monkeypatch, generate):
-    from moectl.report import terminal
+    from moectl.report.terminal import summary
 
-    monkeypatch.setattr(terminal, "render", lambda stats, width: "")
+    monkeypatch.setattr(summary, "render", lambda stats, width: "")
     for info in generate.commands().values():
         examples = [line for line in info.epilog.splitlines() if line.startswith("moectl")]
         assert examples

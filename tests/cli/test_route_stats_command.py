@@ -57,9 +57,9 @@ def test_csv_is_the_layers(run, api):
 
 
 def test_table_is_the_terminal_summary(run, api, monkeypatch):
-    from moectl.report import terminal
+    from moectl.report.terminal import summary
 
-    monkeypatch.setattr(terminal, "render", lambda stats, width: f"{stats.summary['model']['name']} at {width}   ")
+    monkeypatch.setattr(summary, "render", lambda stats, width: f"{stats.summary['model']['name']} at {width}   ")
     assert run(*BASE)[:2] == (0, "tiny at 80\n")
 
 

@@ -107,6 +107,11 @@ def test_token_is_printable(model_folders: dict[str, Path], raw_tokenizers: dict
         assert " the" in shown
     plain = load_tokenizer(model_folders["plain"])
     assert "\\n" in {plain.token(i) for i in plain.encode_document("a\nb")}
+    # Byte-level pieces that end within a character: their bytes, not the letters that stand for them.
+    vocabulary = raw_tokenizers["plain"].get_vocab()
+    assert plain.token(vocabulary["\u00e2"]) == "\\xe2"
+    assert plain.token(vocabulary["\u0122"]) == "\\x80"
+    assert plain.token(vocabulary["\u0120"]) == " "
     sentencepiece = load_tokenizer(model_folders["sentencepiece"])
     assert sentencepiece.token(_id(raw_tokenizers["sentencepiece"], "<0x09>")) == "\\t"
     assert sentencepiece.token(_id(raw_tokenizers["sentencepiece"], "<0xE2>")) == "<0xE2>"

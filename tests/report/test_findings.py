@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import moectl.report
-from moectl.report import headline, terminal
+from moectl.report import headline
 from moectl.report.attention import attention
 from moectl.report.domains import domain_difference
 from moectl.report.findings import findings
 from moectl.report.rows import even_share
+from moectl.report.terminal import layers as terminal_layers
 from moectl.routing.frames import BOUND_KEYS, METRIC_KEYS
 
 
@@ -26,8 +27,9 @@ def test_the_report_reads_only_what_a_run_measures(stats_of):
     known |= {*stats.summary["model"], *next(iter(stats.summary["data"].values())), *stats.summary, "difference", "chance"}
     known |= {"loss", "perplexity", "perplexity_low", "perplexity_high"}  # of `summary["perplexity"]`, checked where it is made
     known |= {"kind", "token"}  # of `stats.vocabulary`, an optional table
-    read = {column.key for column in (*terminal._COLUMNS, *headline._BALANCE, *headline._ROUTING)}
-    for path in Path(moectl.report.__path__[0]).glob("*.py"):
+    read = {column.key for column in (*terminal_layers._COLUMNS, *headline._BALANCE, *headline._ROUTING)}
+    folder = Path(moectl.report.__path__[0])
+    for path in (*folder.glob("*.py"), *folder.glob("terminal/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
                 read.add(node.slice.value)

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,9 +16,12 @@ from page_stats import page_stats
 
 from moectl.report.attention import attention
 from moectl.report.findings import findings
+from moectl.report.headline import headline
 from moectl.report.page.build import report_page, reproduce
 from moectl.report.page.data import json_size, page_data
+from moectl.report.page.metrics import describe
 from moectl.report.page.packing import LIFT_NEVER, LIFT_ONE, LIFT_STEPS, LIFT_UNDEFINED, pack, quantised_lifts
+from moectl.routing.frames import BOUND_KEYS, METRIC_KEYS
 
 VOID = {"meta", "input", "br", "link", "img"}
 
@@ -160,6 +164,34 @@ def test_whole_numbers_are_packed_exactly(values):
     assert packed["type"] == {255: "u1", 256: "u2", 65535: "u2", 65536: "u4", 2**32 - 1: "u4", 2**32: "f8"}.get(max(values, default=255))
 
 
+def test_every_metric_has_a_label_of_its_own():
+    columns = {key: describe(key) for key in (*METRIC_KEYS, *BOUND_KEYS)}
+    assert [key for key, column in columns.items() if column.group == "Other" or (column.label == key and "_" in key)] == []
+    assert [label for label, n in Counter(column.label for column in columns.values()).items() if n > 1] == []
+    assert {column.unit for column in columns.values()} <= {"count", "ratio", "share", "nats", "bits"}
+    assert describe("something_new").label == "something_new"
+
+
+def test_the_figures_of_the_model_stand_in_a_table(stats, page):
+    table = re.search(r'<figure data-figure="headline">.*?</figure>', page, flags=re.DOTALL)[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)]
+    rows = [[html.unescape(re.sub(r"<[^>]+>", "", cell)).replace("\u00a0", " ") for cell in row] for row in rows]
+    assert rows[0] == ["Figure", "Typical layer", "95 % interval", "Over the layers", "What it tells"]
+    assert rows[1:] == [[one.label.strip(), one.value, one.interval, one.extremes, one.meaning] for one in headline(stats)]
+    assert 'class="under"' in table
+
+
+def test_perplexity_stands_with_its_domain():
+    stats = page_stats(domains=("code", "prose"), extras=False)
+    assert "Perplexity" not in report_page(stats).split("<main>")[0]
+    row = {"loss": 2.0, "perplexity": 7.389, "perplexity_low": 6.69, "perplexity_high": 8.17}
+    none = dict.fromkeys(row)
+    stats.summary["perplexity"] = {"all": row, "code": row, "prose": none}
+    text = report_page(stats).split("<main>")[0]
+    assert "<td>7.39 (6.69 to 8.17)</td>" in text
+    assert "<td>\u2013</td>" in text
+
+
 def test_asks_for_nothing(page):
     """No address but that of the SVG name space, which nobody fetches; and a policy that would refuse all the same."""
     assert set(re.findall(r"""(?:https?:)?//[\w.-]+\.\w+[^\s"']*""", page)) == {"http://www.w3.org/2000/svg"}
@@ -208,6 +240,7 @@ def test_hostile_names_and_tokens_stay_text(stats, page):
     assert data["domains"] == ["all", *HOSTILE]
     assert data["model"]["name"] == HOSTILE[0] + HOSTILE[1] + "\udcff"
     assert set(data["vocabulary"]["words"]) == set(HOSTILE)
+    assert {token for rows in data["specialists"].values() for row in rows for token in row[-1]} <= set(HOSTILE)
     block = re.search(r'id="data">(.*?)</script>', hostile, flags=re.DOTALL)[1]
     assert "<" not in block
     # Nothing invisible or turned around in what is written outside the data.
@@ -249,7 +282,7 @@ def test_equal_runs_give_equal_pages(page):
 def test_without_anything_optional():
     data = data_of(report_page(page_stats(n_layers=1, n_experts=4, top_k=4, domains=("book",), tokens=100, extras=False)))
     assert data["domain_difference"] is None
-    assert data["favourites"] == {}
+    assert data["favourites"] == data["specialists"] == {}
     assert not {"vocabulary", "intervals"} & set(data)
 
 

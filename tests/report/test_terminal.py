@@ -8,7 +8,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from moectl.report.terminal import quoted, render
+from moectl.report.terminal.specialists import quoted
+from moectl.report.terminal.summary import render
 
 
 def drawn(stats, width, **options):
@@ -140,7 +141,7 @@ class WithVocabulary:
 
 
 def tokens_of(*rows):
-    return pd.DataFrame(rows, columns=["layer", "expert", "kind", "rank", "token"])
+    return pd.DataFrame(rows, columns=["layer", "expert", "kind", "domain", "rank", "token"])
 
 
 def test_figures_stand_beside_their_interval_and_extremes(stats_of):
@@ -175,7 +176,13 @@ def test_specialists_show_as_many_tokens_as_fit(stats_of, case, width):
     stats = stats_of(**{**CASES[case], "n_layers": 3})
     experts = range(CASES[case]["n_experts"])
     words = [f"token{i}" for i in range(40)]
-    rows = [(layer, expert, "input", rank, word) for layer in stats.moe_layers for expert in experts for rank, word in enumerate(words, 1)]
+    rows = [
+        (layer, expert, "input", domain, rank, word)
+        for layer in stats.moe_layers
+        for expert in experts
+        for domain in CASES[case]["domains"]
+        for rank, word in enumerate(words, 1)
+    ]
     text = drawn(WithVocabulary(stats, tokens_of(*rows)), width)
     assert max(len(line) for line in text.splitlines()) <= width
     table = text.split("of each domain\n")[1].split("Layers to look at")[0]
@@ -186,7 +193,7 @@ def test_specialists_show_as_many_tokens_as_fit(stats_of, case, width):
 
 def test_a_run_without_tokens_still_names_specialists(stats_of):
     stats = stats_of(skew=0.5)
-    assert "its tokens" not in drawn(WithVocabulary(stats, tokens_of()), 80)
+    assert "tokens of the domain" not in drawn(WithVocabulary(stats, tokens_of()), 80)
     assert drawn(WithVocabulary(stats, None), 80) == drawn(stats, 80)
     assert re.search(r"code +[0-9]+ +[0-9]+ +[0-9.]+ % +[0-9.]+x", drawn(stats, 80))
 
@@ -196,5 +203,6 @@ def test_tokens_are_quoted_escaped_and_cut():
     assert quoted(["\\n"], 80) == "'\\n'"  # escaped already
     assert quoted(["x" * 40], 80) == f"'{'x' * 13}…'"
     assert cell_len(quoted(["漢字" * 20], 80)) <= 16
+    assert quoted(["\\n" + " " * 16, "\\n" + " " * 12, "   x"], 80) == "'\\n \u00d716' '\\n \u00d712' '   x'"
     assert quoted(["ab", "cd"], 8) == "'ab'"
     assert quoted(["ab"], 3) == ""

@@ -73,8 +73,12 @@ def test_a_trace_is_counted_again(whole, family, runs, tmp_path, how):
     )
     output = again(tmp_path / "in" if how == "folder" else source, tmp_path / "out")
     # float16 weights; all else is counts.
-    weights = ["weight_sum", "mean_weight", "gate_score"]
-    assert output.experts.drop(columns=weights).equals(run.experts.drop(columns=weights))
+    weights, of_gates = ["weight_sum", "mean_weight", "gate_score"], ["expert_set_gate"]
+    assert output.experts.drop(columns=[*weights, *of_gates]).equals(run.experts.drop(columns=[*weights, *of_gates]))
+    assert len(output.expert_pairs) > 0
+    assert output.expert_pairs.equals(run.expert_pairs)
+    assert len(output.domain_pairs) > 0
+    assert output.domain_pairs.drop(columns="expert_set_overlap_gate").equals(run.domain_pairs.drop(columns="expert_set_overlap_gate"))
     np.testing.assert_allclose(output.experts[weights], run.experts[weights], rtol=1e-3)
     assert (output.folder / "coactivation.safetensors").read_bytes() != (run.folder / "coactivation.safetensors").read_bytes()
     assert (output.coactivation == run.coactivation).all()
@@ -166,6 +170,16 @@ def infinite(table):
     return table.set_column(column, "max_vio", pa.array([np.inf] * len(table)))
 
 
+def replaced(column, change):
+    """The table with another column of that name."""
+
+    def replace(table):
+        field = table.schema.field(column)
+        return table.set_column(table.schema.get_field_index(column), field, pa.array(change(table[column].to_pandas()), field.type))
+
+    return replace
+
+
 DAMAGE = {
     "no-table": (lambda folder: (folder / "layers.parquet").unlink(), "`layers.parquet` is missing"),
     "no-coactivation": (lambda folder: (folder / "coactivation.safetensors").unlink(), "does not exist"),
@@ -176,6 +190,13 @@ DAMAGE = {
     "lost-column": (parquet("layers.parquet", lambda t: t.drop_columns(["cv"])), "the column `cv` of `layers.parquet` is missing"),
     "lost-row": (parquet("experts.parquet", lambda t: t.slice(1)), "`experts.parquet` does not have a row for every"),
     "rows-in-another-order": (parquet("layers.parquet", lambda t: t.take([*range(len(t))][::-1])), "`layers.parquet` does not have a row"),
+    "lost-pair": (parquet("domain_pairs.parquet", lambda t: t.slice(1)), "`domain_pairs.parquet` does not have a row"),
+    "pairs-of-other-domains": (parquet("domain_pairs.parquet", replaced("other", lambda v: v + "s")), "`domain_pairs.parquet` does"),
+    "no-such-expert": (parquet("expert_pairs.parquet", replaced("other", lambda v: v + 99)), "a pair of experts that its layer does not"),
+    "no-such-layer": (parquet("expert_pairs.parquet", replaced("layer", lambda v: v + 99)), "a pair of experts that its layer does not"),
+    "itself": (parquet("expert_pairs.parquet", lambda t: replaced("expert", lambda v: t["other"])(t)), "a pair of experts that its layer"),
+    "other-pairs": (parquet("expert_pairs.parquet", replaced("tokens", lambda v: v + 1)), "do not agree on the tokens of a pair"),
+    "no-pairs-of-experts": (lambda folder: (folder / "expert_pairs.parquet").unlink(), "`expert_pairs.parquet` is missing"),
     "infinite": (parquet("layers.parquet", infinite), "holds a number that is not finite"),
     "no-provenance": (parquet("layers.parquet", lambda t: t.replace_schema_metadata({})), "its files come of different runs"),
     "another-run": (summary(lambda s: s["provenance"].update(dtype="bfloat16")), "come of different runs"),

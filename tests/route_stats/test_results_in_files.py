@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+from route_runs import TABLES
 from safetensors import safe_open
 
 # Shapes: T tokens, L MoE layers, K slots, E experts.
@@ -49,7 +50,7 @@ def test_layers_keep_their_own_index(checkpoints, runs, family):
 
 def test_provenance_is_in_every_artefact(checkpoints, runs, family):
     output, found = runs[family], []
-    for name in ("experts.parquet", "layers.parquet"):
+    for name in (table for table in TABLES if table.endswith(".parquet")):
         found.append(json.loads(pq.read_schema(output.folder / name).metadata[b"moectl"]))
     for name in ("coactivation.safetensors", "trace.safetensors"):
         with safe_open(output.folder / name, framework="np") as file:

@@ -25,7 +25,7 @@ def test_expert_rows(run_of, counters_of):
     assert frame.loc[:20, "expert"].tolist() == [*range(8), *range(8), *range(5)]
     assert len(frame) == 3 * 21
     assert [str(dtype) for dtype in frame.dtypes.iloc[1:]] == [
-        "int32", "int32", "int64", "float64", "float64", "float64", "float64", "int64", *["float64"] * 6,
+        "int32", "int32", "int64", "float64", "float64", "float64", "float64", "int64", *["float64"] * 6, "int32", "int32",
     ]  # fmt: skip
     by_domain = frame[frame["domain"] != "all"].groupby(["layer", "expert"])[["tokens", "first_choice_tokens", "weight_sum"]].sum()
     whole = frame[frame["domain"] == "all"].set_index(["layer", "expert"])
@@ -119,6 +119,18 @@ def test_experts_without_tokens_have_no_mean_weight(run_of, counters_of):
     frame = expert_frame(counters_of(run_of(counted=0.0)), ["wiki", "code"])
     assert frame[["share", "relative_load", "mean_weight"]].isna().all(axis=None)
     assert (frame["weight_sum"] == 0).all()
+
+
+def test_the_experts_that_a_text_needs(run_of, counters_of):
+    run = run_of(sizes=((0, 9, 2), (1, 4, 3), (2, 3, 3)), shapes=((0, 4, 40), (1, 3, 30)), vocabulary=5)
+    for _, rows in expert_frame(counters_of(run), run.names).groupby(["domain", "layer"]):
+        for column, score, top_p in (("expert_set", "share", 0.2), ("expert_set_gate", "gate_score", 0.1)):
+            rows = rows.sort_values([score, "expert"], ascending=[False, True])
+            n = int(rows[column].sum())
+            assert rows[column].tolist() == [1] * n + [0] * (len(rows) - n)
+            assert rows[score].head(n).sum() >= top_p > rows[score].head(n - 1).sum()
+    nothing = expert_frame(counters_of(run_of(counted=0.0)), run.names)
+    assert (nothing[["expert_set", "expert_set_gate"]] == 0).all(axis=None)
 
 
 def test_permuting_experts_permutes_rows_and_changes_no_metric(run_of, counters_of):

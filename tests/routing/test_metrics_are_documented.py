@@ -12,6 +12,7 @@ from moectl.routing.bounds import BOUNDED_KEYS
 from moectl.routing.counters import Counters
 from moectl.routing.frames import METRIC_KEYS, expert_frame, layer_frame
 from moectl.routing.metrics import coactivation, domains, load, specialisation
+from moectl.routing.pair_frames import DOMAIN_PAIR_DTYPES, EXPERT_PAIR_DTYPES
 from moectl.routing.token_frames import CLASS_DTYPES, VOCABULARY_DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,8 @@ def columns(run_of):
         "column of experts.parquet": without_intervals(expert_frame(counters, run.names).columns),
         "column of vocabulary.parquet": set(VOCABULARY_DTYPES),
         "column of token_classes.parquet": set(CLASS_DTYPES),
+        "column of expert_pairs.parquet": set(EXPERT_PAIR_DTYPES),
+        "column of domain_pairs.parquet": set(DOMAIN_PAIR_DTYPES),
     }
 
 

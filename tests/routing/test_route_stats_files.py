@@ -58,9 +58,11 @@ def test_parquet_columns_and_nulls(run_of, tmp_path):
         assert table.schema.metadata == {b"moectl": json.dumps(PROVENANCE).encode()}
     assert experts.schema.names == [
         "domain", "layer", "expert", "tokens", "share", "relative_load", "weight_sum", "mean_weight", "first_choice_tokens",
-        "share_low", "share_high", "domain_specialisation", "lift", "gate_score", "domain_entropy",
+        "share_low", "share_high", "domain_specialisation", "lift", "gate_score", "domain_entropy", "expert_set", "expert_set_gate",
     ]  # fmt: skip
-    assert experts.schema.types == [pa.string(), pa.int32(), pa.int32(), pa.int64(), *[pa.float64()] * 4, pa.int64(), *[pa.float64()] * 6]
+    assert experts.schema.types == [
+        pa.string(), pa.int32(), pa.int32(), pa.int64(), *[pa.float64()] * 4, pa.int64(), *[pa.float64()] * 6, *[pa.int32()] * 2,
+    ]  # fmt: skip
     assert experts["tokens"].to_pylist() == stats.experts["tokens"].tolist()
     assert experts["domain"].to_pylist() == stats.experts["domain"].tolist()
     # Sequences of one token have no neighbours.

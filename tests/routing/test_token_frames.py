@@ -21,7 +21,7 @@ def run(run_of):
 
 def test_top_tokens_are_counted_as_they_ran(run, counters_of):
     counters = counters_of(run)
-    frame = vocabulary_frame(counters, Spelling())
+    frame = vocabulary_frame(counters, run.names, Spelling())
     assert frame.dtypes.astype(str).replace("str", "object").to_dict() == VOCABULARY_DTYPES
     assert set(frame["kind"]) == {"input", "next"}
     assert (frame["rank"] <= TOP_TOKENS).all()
@@ -36,13 +36,13 @@ def test_top_tokens_are_counted_as_they_ran(run, counters_of):
     for row in rows.itertuples():
         assert row.count == ids[row.layer, row.expert, row.token_id]
     # By lift, the highest first.
-    for _, group in frame.groupby(["kind", "layer", "expert"]):
+    for _, group in frame.groupby(["kind", "domain", "layer", "expert"]):
         assert (np.diff(group["lift"]) <= 1e-12).all()
         assert group["rank"].tolist() == list(range(1, len(group) + 1))
 
 
 def test_without_a_tokenizer_tokens_are_numbers(run, counters_of):
-    frame = vocabulary_frame(counters_of(run), None)
+    frame = vocabulary_frame(counters_of(run), run.names, None)
     assert (frame["token"] == [f"<{i}>" for i in frame["token_id"]]).all()
 
 

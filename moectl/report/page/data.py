@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from moectl.report.attention import attention
-from moectl.report.domains import domain_difference, favourites
+from moectl.report.domains import domain_difference, favourites, top_tokens
 from moectl.report.page.chance import ordered_band
 from moectl.report.page.metrics import describe
 from moectl.report.page.packing import LIFT_ONE, LIFT_STEPS, pack, packed_bytes, quantised_lifts
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 5_800_000
 _PAIRS = 20  # strongest pairs listed per layer
 _PAIR_SHARE = 0.125  # of an even share a pair must meet on, as in `findings.py`
+_SPECIALISTS = 3  # of each domain
 _TOKENS_PER_EXPERT = (5, 3)  # of the vocabulary: the most there is room for
 _UNSAFE = re.compile("[<\ud800-\udfff]")
 
@@ -104,18 +105,30 @@ def _needed(stats: RouteStats) -> dict[str, Any]:
         "chance": {str(n): {"low": pack(low), "high": pack(high)} for n, (low, high) in bands.items()},
         "attention": [[entry.layer, *entry.reasons] for entry in attention(stats)],
         "domain_difference": None if difference is None else {key: pack(difference[key].to_numpy()) for key in difference},
-        "favourites": _favourites(stats) if difference is not None else {},
+        **(_of_domains(stats) if difference is not None else {"favourites": {}, "specialists": {}}),
     }
 
 
-def _favourites(stats: RouteStats) -> dict[str, list[list[float]]]:
-    """Per domain [layer, expert, share, lift] of each layer's favourite that is beyond chance."""
-    found: dict[str, list[list[float]]] = {name: [] for name in domain_names(stats)}
-    for layer in stats.moe_layers:
-        for name, favourite in favourites(stats, layer).items():
-            if favourite is not None:
-                found[name].append([layer, favourite.expert, favourite.share, favourite.lift])
-    return found
+def _of_domains(stats: RouteStats) -> dict[str, dict[str, list[list[Any]]]]:
+    """Per domain each layer's favourite that is beyond chance, [layer, expert, share, lift], and of the clearest ones also [...,
+    ends of the share's interval, share of all text, tokens]."""
+    found = favourites(stats)
+    rows = stats.experts.set_index(["domain", "layer", "expert"])
+    bounded = {"share_low", "share_high"} <= set(rows.columns)
+
+    def more(name: str, layer: int, expert: int) -> list[Any]:
+        ends = [null_for_nan(float(rows[key].loc[name, layer, expert])) for key in ("share_low", "share_high")] if bounded else [None, None]
+        return [*ends, float(rows["share"].loc[ALL, layer, expert]), list(top_tokens(stats, layer, expert, domain=name))]
+
+    every = {name: [[layer, one.expert, one.share, one.lift] for layer, one in own.items()] for name, own in found.items()}
+    clearest = {name: sorted(own, key=lambda layer: (-own[layer].gain, layer))[:_SPECIALISTS] for name, own in found.items()}
+    specialists = {
+        name: [
+            [layer, own[layer].expert, own[layer].share, own[layer].lift, *more(name, layer, own[layer].expert)] for layer in clearest[name]
+        ]
+        for name, own in found.items()
+    }
+    return {"favourites": every, "specialists": specialists}
 
 
 def _strongest_pairs(stats: RouteStats) -> dict[str, Any]:
@@ -152,7 +165,8 @@ def _matrices(stats: RouteStats) -> list[NDArray[np.int64]]:
 
 
 def _vocabulary(vocabulary: pd.DataFrame, stats: RouteStats, room: int) -> dict[str, Any] | None:
-    """Per kind the top tokens of each expert of the first domain's rows, as places in `words`; 0: none."""
+    """Per kind the top tokens of each expert over all text, as places in `words`; 0: none."""
+    vocabulary = vocabulary[vocabulary["domain"] == ALL]
     order = stats.experts[stats.experts["domain"] == ALL][["layer", "expert"]]
     place = pd.Series(np.arange(len(order)), index=pd.MultiIndex.from_frame(order))
     for most in _TOKENS_PER_EXPERT:

@@ -82,6 +82,18 @@ def track(kind: Kind, counted: Iterable[NDArray[Any]], *, n_ids: int, limit: int
     return TrackedIds(kind, ids_M, tokens_V[ids_M], row_V)
 
 
+def home_domains(tracked: TrackedIds, batches: Sequence[MicroBatch], n_domains: int) -> IntArray:
+    """[M] the domain that more than half of the counted tokens of each id lie in, -1 where none has as many; for the kinds in KINDS."""
+    home_M = np.full(len(tracked.ids_M), -1, np.int64)
+    for domain in range(n_domains):
+        tokens_M = np.zeros_like(tracked.tokens_M)
+        for batch in (batch for batch in batches if batch.domain == domain):
+            rows = tracked.rows(batch)[batch.counted_BS.reshape(-1)]
+            tokens_M += np.bincount(rows[rows >= 0], minlength=len(tokens_M))
+        home_M[2 * tokens_M > tracked.tokens_M] = domain
+    return home_M
+
+
 def add_tokens(table_ME: NDArray[Any], rows: IntArray, bins: IntArray, E: int) -> None:
     """Count the experts of each token, `bins` [T] or [T, K] (E where nothing counts), in its row, `rows` [T] or [T, 1] (-1: nowhere)."""
     keys = (rows * table_ME.shape[1] + bins)[(rows >= 0) & (bins < E)]

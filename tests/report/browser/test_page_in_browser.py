@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 
 import pytest
 from chromium import PROGRAM, Chromium
 from page_stats import page_stats
 
+from moectl.report.domains import favourites
 from moectl.report.page.build import report_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="no Chromium")]
@@ -80,7 +82,7 @@ def test_draws_every_figure(page):
         "[one.dataset.figure, Boolean(one.querySelector('.plot > canvas, .plot > svg, table'))])"
     )
     assert dict(drawn) == dict.fromkeys(
-        ["map", "curves", "balance", "difference", "favourites", "pairs", "neighbours", "lags", "layers"], True
+        ["headline", "map", "curves", "balance", "difference", "favourites", "specialists", "pairs", "neighbours", "lags", "layers"], True
     )
     assert page.run("document.querySelector('h1').textContent") == "made-up/<moe>"
     assert page.run("document.title") == "made-up/<moe> · routing statistics"
@@ -143,12 +145,83 @@ def test_the_table_is_filtered_and_its_columns_chosen(page, stats):
     assert [int(text.removeprefix("! ")) for text in column(page, 0)] == rows.index[rows["max_vio"] > limit].tolist()
     typed(page, "filter", "2-3, 6")
     assert [int(text.removeprefix("! ")) for text in column(page, 0)] == [2, 3, 6]
+    # A share is shown as per cent and may be asked for as such, with the sign or without.
+    half = rows.index[rows["next_token_overlap"] > float(rows["next_token_overlap"].median())].tolist()
+    percent = 100 * float(rows["next_token_overlap"].median())
+    for condition in (f"next_token_overlap > {percent}", f"next-token overlap > {percent} %", f"next_token_overlap > {percent / 100}"):
+        typed(page, "filter", condition)
+        assert [int(text.removeprefix("! ")) for text in column(page, 0)] == half, condition
     typed(page, "filter", "nonsense > 3")
     assert page.run("document.getElementById('filter').getAttribute('aria-invalid')") == "true"
+    assert page.run("[...document.querySelectorAll('[data-figure=layers] [role=status]')].at(-1).textContent") == "cannot read this filter"
     typed(page, "filter", "")
     page.run("document.querySelector('input[name=group][value=Confidence]').click()")
     assert "router_entropy" in page.run("[...document.querySelectorAll('[data-figure=layers] th[data-key]')].map((one) => one.dataset.key)")
     assert [float(row["router_entropy"]) for row in rows_of(page, "layers")] == rows["router_entropy"].tolist()
+
+
+def test_the_table_shows_intervals_on_demand(page, stats):
+    table = "[...document.querySelectorAll('[data-figure=layers] tbody tr')].map((row) => [...row.querySelectorAll('small')].length)"
+    titles = "[...document.querySelectorAll('[data-figure=layers] tbody tr:first-child td')].map((cell) => cell.title)"
+    rows = stats.layers[stats.layers["domain"] == "all"]
+    low, high = rows[["max_vio_low", "max_vio_high"]].iloc[0]
+    assert page.run(f"{table}.every((n) => n === 0)")
+    assert page.run(titles)[0] == f"95\u00a0% interval {low:.2f} \u2013 {high:.2f}"
+    assert "max_vio_low" not in rows_of(page, "layers")[0]
+    page.run("document.querySelector('[data-figure=layers] .check input').click()")
+    assert page.run(f"{table}.every((n) => n > 3)")
+    assert page.run("document.querySelector('[data-figure=layers] tbody small').textContent") == f"{low:.2f} \u2013 {high:.2f}"
+    saved_rows = rows_of(page, "layers")
+    for end in ("max_vio_low", "max_vio_high"):
+        assert [float(row[end]) for row in saved_rows] == rows[end].tolist()
+
+
+def test_a_column_has_the_same_digits_in_every_row(page):
+    heads = page.run("[...document.querySelectorAll('[data-figure=layers] th[data-key]')].map((one) => one.dataset.key)")
+    for at in range(1, len(heads)):
+        digits = {len(text.replace("\u00a0%", "").partition(".")[2]) for text in column(page, at)}
+        assert len(digits) == 1, heads[at]
+    assert {len(text.partition(".")[2]) for text in column(page, heads.index("max_vio"))} == {2}
+
+
+def test_specialists_stand_with_the_tokens_of_their_domain(page, stats):
+    rows = rows_of(page, "specialists")
+    found = favourites(stats)
+    table, experts = stats.vocabulary, stats.experts.set_index(["domain", "layer", "expert"])
+    for name in DOMAINS:
+        mine = [row for row in rows if row["domain"] == name]
+        clearest = sorted(found[name].items(), key=lambda pair: -pair[1].gain)[:3]
+        assert [(int(row["layer"]), int(row["expert"])) for row in mine] == [(layer, one.expert) for layer, one in clearest]
+        for row, (layer, one) in zip(mine, clearest, strict=True):
+            own = table[(table["domain"] == name) & (table["layer"] == layer) & (table["expert"] == one.expert)].sort_values("rank")
+            assert row["tokens"] == " | ".join(own["token"])
+            assert float(row["share_low"]) == experts.loc[(name, layer, one.expert), "share_low"]
+            assert float(row["share_of_all_text"]) == experts.loc[("all", layer, one.expert), "share"]
+    first = page.run(
+        "[...document.querySelectorAll('[data-figure=specialists] tbody tr:first-child .token')].map((one) => one.textContent)"
+    )
+    assert len(first) == 10
+    assert rows_of(page, "headline")[0]["Figure"] == "MaxVio"
+
+
+def test_the_lag_chart_tells_its_values_and_baselines(page, stats):
+    page.run(f"{in_figure('lags', '.plot')}.focus()")
+    page.press("ArrowRight")
+    spoken = page.run("document.getElementById('live').textContent")
+    rows = stats.layers[stats.layers["domain"] == "all"]
+    assert spoken.startswith(f"2 tokens apart: median of the layers {100 * rows['overlap_lag_2'].median():.1f}\u00a0%")
+    load, even = (100 * rows[f"next_token_overlap_{name}"].median() for name in ("load_aware", "uniform"))
+    assert f"by load, median {load:.1f}\u00a0%, even load {even:.1f}\u00a0%" in spoken
+    page.press("Home")
+    assert "Neighbouring tokens: " in page.run("document.getElementById('live').textContent")
+
+
+def test_every_panel_tells_its_own_values(page):
+    page.run(f"{in_figure('neighbours', '.plot')}.focus()")
+    page.press("ArrowDown")
+    spoken = page.run("document.getElementById('live').textContent")
+    assert spoken.startswith("Layer 1, any expert shared: measured ")
+    assert re.search(r"measured [\d.]+\u00a0% \([\d.]+\u00a0% \u2013 [\d.]+\u00a0%\), by load [\d.]+\u00a0%, even load", spoken)
 
 
 def test_keys_move_through_the_heat_map(page, stats):

@@ -17,12 +17,12 @@ function tickText(value, unit) {
   return `${(value * factor).toLocaleString("en-GB", { maximumSignificantDigits: 4 })}${unit === "share" ? " %" : ""}`;
 }
 
-/** A y scale over `values`: linear from 0, or logarithmic, where what is not above 0 falls on the bottom line. */
-function yScale(values, { log = false, least = 0, unit } = {}) {
+/** A y scale over `values`: linear from 0 (or `from`), or logarithmic, where what is not above 0 falls on the bottom line. */
+function yScale(values, { log = false, least = 0, from = 0, unit } = {}) {
   const known = values.filter((value) => Number.isFinite(value));
   const high = Math.max(least, ...known);
   if (!log) {
-    const low = Math.min(0, ...known),
+    const low = Math.min(from, ...known),
       ticks = ticksFor(low, high || 1).filter((tick) => unit !== "share" || tick <= 1 || high > 1);
     const [first, last] = [ticks[0], ticks[ticks.length - 1]];
     return { ticks, at: (value) => (value - first) / (last - first) };
@@ -50,7 +50,7 @@ function drawAxes(surface, box, colours, { scale, unit, xTicks, xTitle, yTitle }
   }
   for (const [x, words] of xTicks) surface.text(x, box.y + box.height + 17, words, { ...look, anchor: "middle" });
   surface.text(box.x + box.width, box.y + box.height + 34, xTitle, { ...look, anchor: "end" });
-  if (yTitle) surface.text(box.x - 46, box.y - 12, yTitle, { fill: colours.ink, size: 12 });
+  if (yTitle) surface.text(box.x - 46, box.y - 11, yTitle, { fill: colours.ink, size: 12 });
 }
 
 /** Where the entries of a legend go in lines of `width`: [[x, line, entry], ...] and how many lines. */
@@ -92,11 +92,11 @@ function layerTicks(xOf, least = 26) {
 }
 
 /**
- * A figure with one place per layer. `panels()`: [{title, unit, series, log}], side by side where there is room. A series has words, value(l),
- * and may have low(l), high(l), a mark, a look: thin (dots on a line), dots, band (shaded from 0), dash, dotted; and a colour: a place in
- * the series colours, or soft.
+ * A figure with one place per layer. `panels()`: [{title, unit, series, log, from}], side by side where there is room. A series has words,
+ * value(l), and may have low(l), high(l), a mark, a look: thin (dots on a line), dots (beside those of the other series), band (shaded from
+ * 0), dash, dotted; tag(l), words for a dot; and a colour: a place in the series colours, or soft.
  */
-function layerFigure({ name, label, caption, panels, perDomain = true, controls, lines }) {
+function layerFigure({ name, label, caption, panels, perDomain = true, controls }) {
   const colourOf = (series, colours) =>
     series.look === "band"
       ? colours.band
@@ -104,14 +104,15 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
         ? colours.soft
         : colours.series[(series.colour || 0) % colours.series.length];
   const words = ({ unit }, value) => shown(value, unit);
-  const entries = (l) =>
-    panels().flatMap((panel) =>
-      panel.series.map((series) => [
-        panels().length > 1 ? `${panel.title}: ${series.words}` : series.words,
-        words(panel, series.value(l)) +
-          (series.low && !Number.isNaN(series.low(l)) ? ` (${words(panel, series.low(l))} – ${words(panel, series.high(l))})` : ""),
-      ]),
-    );
+  const entries = ([p, l]) => {
+    const panel = panels()[p];
+    return panel.series.map((series) => [
+      series.words,
+      words(panel, series.value(l)) +
+        (series.low && !Number.isNaN(series.low(l)) ? ` (${words(panel, series.low(l))} – ${words(panel, series.high(l))})` : ""),
+    ]);
+  };
+  const heading = ([p, l]) => `Layer ${layers[l]}${panels().length > 1 ? `, ${panels()[p].title.toLowerCase()}` : ""}`;
   return {
     name,
     label,
@@ -120,7 +121,7 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
     controls,
     size(room) {
       // A few layers need no wide chart.
-      const width = Math.min(room, Math.max(1, panels().length) * (300 + 40 * L));
+      const width = Math.min(room, Math.max(1, panels().length) * (420 + 60 * L));
       const drawnPanels = panels(),
         abreast = room >= 620 ? Math.min(drawnPanels.length, 3) : 1;
       const left = 46,
@@ -135,7 +136,7 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
           panel.series.map((series) => ({ ...series })),
           each + left,
         );
-        const top = (panel.title ? 24 : 4) + lines * 19 + 26;
+        const top = (panel.title ? 24 : 4) + lines * 19 + (panel.y ? 34 : 26);
         const box = { x: column * (each + left + between + 8) + left, y: y + top, width: each, height, places, head: y + 14 };
         tallest = Math.max(tallest, top + height + 46);
         if (column === abreast - 1) [y, tallest] = [y + tallest + 8, 0];
@@ -145,7 +146,9 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
         for (const box of boxes) box.y = Math.max(...boxes.filter((other) => other.head === box.head).map((other) => other.y));
       const first = layers[0],
         span = Math.max(layers[L - 1] - first, 1);
-      const xOf = (box, l) => box.x + 10 + (L > 1 ? (layers[l] - first) / span : 0.5) * (box.width - 20);
+      // Dots stand beside each other, and need half a layer's room at the ends.
+      const inset = (box) => (abreastDots(drawnPanels) > 1 ? Math.max(10, box.width / (2 * L)) : 10);
+      const xOf = (box, l) => box.x + inset(box) + (L > 1 ? (layers[l] - first) / span : 0.5) * (box.width - 2 * inset(box));
       return { width, height: Math.max(...boxes.map((box) => box.y + box.height)) + 42, boxes, xOf };
     },
     draw(surface, layout, colours) {
@@ -155,7 +158,7 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
         const all = panel.series.flatMap((series) =>
           layers.flatMap((_, l) => [series.value(l), ...(series.low ? [series.low(l), series.high(l)] : [])]),
         );
-        const scale = yScale(all, { log: panel.log, unit: panel.unit });
+        const scale = yScale(all, { log: panel.log, unit: panel.unit, from: panel.from });
         const yOf = (value) => box.y + box.height * (1 - scale.at(value));
         if (panel.title) surface.text(box.x - 46, box.head, panel.title, { fill: colours.ink, size: 13, weight: 620 });
         drawLegendLines(
@@ -177,7 +180,7 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
         for (const series of bands) {
           const points = xs.map((x, l) => [x, series.value(l)]).filter(([, value]) => !Number.isNaN(value));
           const wide = L > 1 ? 0 : 10;
-          if (points.length)
+          if (points.length) {
             surface.polygon(
               [
                 [points[0][0] - wide, yOf(0)],
@@ -187,14 +190,27 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
               ],
               colours.band,
             );
+            // A floor close to 0 has an edge to be seen by.
+            const edge = points.length > 1 ? points : [-10, 10].map((dx) => [points[0][0] + dx, points[0][1]]);
+            surface.polyline(
+              edge.map(([x, value]) => [x, yOf(value)]),
+              { stroke: colours.soft, width: 1, dash: "1.5 3" },
+            );
+          }
         }
         drawAxes(surface, box, colours, { scale, unit: panel.unit, xTicks: layerTicks((l) => xs[l]), xTitle: "layer", yTitle: panel.y });
+        if (abreastDots([panel]) > 1 && box.width / L > 24)
+          for (let l = 1; l < L; l++)
+            surface.line((xs[l - 1] + xs[l]) / 2, box.y, (xs[l - 1] + xs[l]) / 2, box.y + box.height, { stroke: colours.rule });
         for (const series of panel.series.filter((one) => one.look !== "band")) {
           const colour = colourOf(series, colours);
           if (series.look !== "dots") {
             for (const run of runsOf(xs.map((x, l) => [x, series.value(l)]))) {
+              // Alone, what has marks shows as one; a baseline needs some length.
+              const alone = run.length === 1 ? (series.look === "thin" ? 0 : Math.min(10, box.width / (2 * L))) : 0;
+              const ends = alone ? [-alone, alone].map((dx) => [run[0][0] + dx, run[0][1]]) : run;
               surface.polyline(
-                run.map(([x, value]) => [x, yOf(value)]),
+                ends.map(([x, value]) => [x, yOf(value)]),
                 {
                   stroke: colour,
                   width: 1.3,
@@ -207,9 +223,15 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
           const spacing = box.width / L,
             radius = Math.min(3.2, Math.max(1.5, 0.32 * spacing)),
             cap = Math.min(2.5, 0.3 * spacing);
-          xs.forEach((x, l) => {
-            const value = series.value(l);
+          const abreast = panel.series.filter((one) => one.look === "dots"),
+            step = Math.min(24, (0.7 * spacing) / Math.max(abreast.length, 1));
+          const aside = series.look === "dots" ? (abreast.indexOf(series) - (abreast.length - 1) / 2) * step : 0;
+          const tagged = series.tag && step >= 14;
+          xs.forEach((layerX, l) => {
+            const value = series.value(l),
+              x = layerX + aside;
             if (Number.isNaN(value)) return;
+            if (tagged) surface.text(x, yOf(value) - 7, series.tag(l), { fill: colours.soft, size: 10, anchor: "middle" });
             if (series.low && !Number.isNaN(series.low(l))) {
               const [low, high] = [yOf(series.low(l)), yOf(series.high(l))];
               surface.line(x, low, x, high, { stroke: colour, width: 1.2 });
@@ -222,18 +244,20 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
       });
     },
     parts: {
-      rows: () => 1,
+      rows: () => panels().length,
       columns: () => L,
-      box: ([, l], layout) => [layout.xOf(layout.boxes[0], l), layout.boxes[0].y, 1, layout.boxes[0].height],
+      box: ([p, l], layout) => [layout.xOf(layout.boxes[p], l), layout.boxes[p].y, 1, layout.boxes[p].height],
       at(x, y, layout) {
-        const box = layout.boxes.find((one) => x >= one.x - 6 && x <= one.x + one.width + 6 && y >= one.y && y <= one.y + one.height);
-        if (!box) return null;
-        const distances = layers.map((_, l) => Math.abs(layout.xOf(box, l) - x));
-        return [0, distances.indexOf(Math.min(...distances))];
+        const p = layout.boxes.findIndex(
+          (one) => x >= one.x - 6 && x <= one.x + one.width + 6 && y >= one.y && y <= one.y + one.height,
+        );
+        if (p < 0) return null;
+        const distances = layers.map((_, l) => Math.abs(layout.xOf(layout.boxes[p], l) - x));
+        return [p, distances.indexOf(Math.min(...distances))];
       },
-      tip: ([, l]) => facts(`Layer ${layers[l]}`, entries(l), ...(lines ? lines(l) : [])),
-      say: ([, l]) =>
-        `Layer ${layers[l]}: ${entries(l)
+      tip: (part) => facts(heading(part), entries(part)),
+      say: (part) =>
+        `${heading(part)}: ${entries(part)
           .map(([key, value]) => `${key} ${value}`)
           .join(", ")}`,
     },
@@ -248,14 +272,17 @@ function layerFigure({ name, label, caption, panels, perDomain = true, controls,
   };
 }
 
-/** The stretches of points without gaps. */
+/** How many dots stand beside each other in a layer. */
+const abreastDots = (panels) => Math.max(0, ...panels.map(({ series }) => series.filter((one) => one.look === "dots").length));
+
+/** The stretches of points without gaps, a point by itself among them. */
 function runsOf(points) {
   const runs = [[]];
   for (const point of points) {
     if (Number.isNaN(point[1])) runs.push([]);
     else runs[runs.length - 1].push(point);
   }
-  return runs.filter((run) => run.length > 1);
+  return runs.filter((run) => run.length);
 }
 
 /** A series out of a metric, with its interval if there is one. */

@@ -20,10 +20,12 @@ const curvesFigure = {
   name: "curves",
   perDomain: true,
   label: () => `load curves, ${visible(domainName(state.domain))}`,
-  caption: () =>
-    chanceBand(state.domain)
-      ? `The band is where about 95 % of the loads of a perfectly even router would lie on as many independent tokens; inside it there is nothing to explain. ${textWords()}.`
-      : `${textWords()}.`,
+  caption() {
+    const band = chanceBand(state.domain);
+    return band
+      ? `The band, from ${shown(band.low[widest - 1])}× to ${shown(band.high[0])}× at its ends, is where about 95\u00a0% of the loads of a perfectly even router would lie on as many independent tokens; inside it there is nothing to explain. ${textWords()}.`
+      : `${textWords()}.`;
+  },
   chosen: () => (state.chosen === null ? [] : state.chosen.map((layer) => layers.indexOf(layer))),
   size(width) {
     const chosen = this.chosen(),
@@ -31,12 +33,13 @@ const curvesFigure = {
         { words: "one layer", look: "line", colour: "soft" },
         ...(isEven ? [{ words: "median of the layers", look: "thick", colour: "ink" }] : []),
         ...(chanceBand(state.domain) ? [{ words: "chance", look: "band", colour: "band" }] : []),
+        { words: "even load", look: "dotted", colour: "soft" },
         ...chosen.slice(0, 8).map((l, i) => ({ words: `layer ${layers[l]}`, look: "thick", colour: i })),
       ];
     const { places, lines } = legendPlaces(entries, width);
     const box = {
       x: 46,
-      y: lines * 19 + 34,
+      y: lines * 19 + 38,
       width: Math.min(width - 60, 300 + 40 * widest),
       height: width < 500 ? 230 : onPaper(320, 180),
     };
@@ -71,7 +74,7 @@ const curvesFigure = {
       .filter((at) => at === 0 || ((at + 1) % every === 0 && at + 1 >= every))
       .map((at) => [xOf(at, widest), String(at + 1)]);
     drawAxes(surface, box, colours, { scale, unit: "ratio", xTicks, xTitle: "expert by load, the busiest first", yTitle: "relative load" });
-    surface.line(box.x, yOf(1), box.x + box.width, yOf(1), { stroke: colours.soft, dash: "2 3" });
+    surface.line(box.x, yOf(1), box.x + box.width, yOf(1), { stroke: colours.soft, width: 1.3, dash: "1.5 3" });
     const line = (curve, look) =>
       surface.polyline(
         curve.map((value, at) => [xOf(at, curve.length), yOf(value)]).filter(([, y]) => !Number.isNaN(y)),
@@ -102,7 +105,7 @@ const curvesFigure = {
         ["median of the layers", times(median(found.map(([, value]) => value)))],
         [`least, layer ${layers[least[0]]}`, times(least[1])],
         [`most, layer ${layers[most[0]]}`, times(most[1])],
-        ...(band ? [["chance", `${times(band.low[at])} – ${times(band.high[at])}`]] : []),
+        ...(band ? [["chance", `${shown(band.low[at])}× – ${shown(band.high[at])}×`]] : []),
         ...curvesFigure.chosen().map((l) => [`layer ${layers[l]}`, times(descending(d, l)[at] ?? NaN)]),
       ];
     },

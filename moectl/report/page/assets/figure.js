@@ -27,6 +27,8 @@ function placeTip() {
     height = tip.offsetHeight,
     gap = 12;
   const x = near.right + gap + width < innerWidth ? near.right + gap : Math.max(8, near.left - gap - width);
+  // Scrolled out of sight, and what it is about with it.
+  tip.style.visibility = near.bottom < 0 || near.top > innerHeight ? "hidden" : "visible";
   tip.style.left = `${Math.max(8, Math.min(x, innerWidth - width - 8))}px`;
   tip.style.top = `${Math.max(8, Math.min(near.top - 10, innerHeight - height - 8))}px`;
 }
@@ -92,6 +94,7 @@ function choice(legend, name, options, chosen, change) {
   );
   return make("fieldset", { class: "choice" }, make("legend", {}, legend), ...boxes);
 }
+const WHISKERS = "Whiskers are 95\u00a0% intervals. ";
 const PALE = " Pale cells are within four standard deviations of chance.";
 const check = (words, change, checked = false) =>
   make("label", { class: "check" }, make("input", { type: "checkbox", checked, onchange: (event) => change(event.target.checked) }), words);
@@ -241,5 +244,24 @@ class Frame {
 /** Put a figure on the page. */
 const put = (figure) => {
   frames[figure.name] = new Frame(figure);
+};
+
+/** Put a table on the page that no choice changes; or save buttons to one that stands there. */
+function putTable(figure) {
+  const home = document.querySelector(`[data-figure="${figure.name}"]`),
+    area = home.querySelector(".scroll");
+  const tools = make("div", { class: "tools" }, saveButtons(figure));
+  if (area) area.before(tools);
+  else home.append(tools, make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": figure.label() }, figure.content()));
+}
+
+/** The figures of the model, as written in the page. */
+const headlineFigure = {
+  name: "headline",
+  label: () => "the model in figures",
+  csv: () =>
+    [...document.querySelectorAll('[data-figure="headline"] tr')].map((row) =>
+      [...row.cells].map((cell) => cell.textContent.replace(/\u00a0/g, " ")),
+    ),
 };
 const refreshAll = () => Object.values(frames).forEach((frame) => frame.refresh());

@@ -98,7 +98,8 @@ const mapFigure = {
       rowTitle: "layer",
       columnTitle: state.sorted ? "experts of each layer by load, the busiest first" : "expert",
     });
-    drawLegend(surface, layout, colours, { ...scale, extras: [["dead", "no token"]] });
+    const idle = layers.some((_, l) => slots_DL[d][l] && byLoad(d, l).some((e) => tokensOf(d, l, e) === 0));
+    drawLegend(surface, layout, colours, { ...scale, extras: idle ? [["dead", "no token"]] : [] });
   },
   parts: {
     rows: () => L,

@@ -92,7 +92,7 @@ function deadCross(surface, x, y, width, height, colours) {
 function drawLegend(surface, layout, colours, { stops, ticks, title, extras = [] }) {
   const y = layout.height - 30,
     x = layout.left,
-    width = Math.min(290, layout.width - x - 4),
+    width = Math.min(330, layout.width - x - 4),
     n = 65;
   surface.text(x, layout.height - 37, title, { fill: colours.ink, size: 11 });
   const boxes = new Map(Array.from({ length: n }, (_, i) => [along(stops, i / (n - 1)), []]));

@@ -200,7 +200,7 @@ const pairLayerChoice = make(
       frames.pairs.refresh();
     },
   },
-  ...layers.map((layer, l) => make("option", { value: l, selected: l === pairState.layer }, `layer ${layer}`)),
+  ...layers.map((layer, l) => make("option", { value: l, selected: l === pairState.layer }, String(layer))),
 );
 pairsFigure.controls = [
   make("label", {}, "Layer ", pairLayerChoice),

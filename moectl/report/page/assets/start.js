@@ -16,13 +16,14 @@ function chooseDomain(d) {
 textChoice.addEventListener("change", () => chooseDomain(Number(textChoice.value)));
 
 for (const node of document.querySelectorAll('[data-part="n-domains"]')) node.textContent = String(named.length);
+if (document.querySelector('[data-figure="headline"]')) putTable(headlineFigure);
 put(mapFigure);
 put(curvesFigure);
 put(balanceFigure);
 if (difference) {
   put(differenceFigure);
   put(favouritesFigure);
-  document.querySelector('[data-part="domains"]').append(specialistTable());
+  putTable(specialistsFigure);
 } else {
   document
     .querySelector('[data-part="domains"]')
@@ -31,7 +32,7 @@ if (difference) {
 put(pairsFigure);
 if (OVERLAPS.some(([key]) => has(key))) put(neighboursFigure);
 else document.querySelector('[data-figure="neighbours"]').replaceChildren(make("p", {}, "No token has a neighbour in its sequence."));
-if (lagColumns.length) put(lagsFigure);
+if (lagColumns.length && has("next_token_overlap")) put(lagsFigure);
 else document.querySelector('[data-figure="lags"]').remove();
 frames.layers = new TableFrame();
 if (data.left_out.length) {

@@ -40,6 +40,11 @@ const column = (key) => columns.find((one) => one.key === key);
 
 /** A metric's value, NaN where it does not apply or was not measured. */
 const metric = (key, d, l) => (metrics[key] ? metrics[key][d * L + l] : NaN);
+/** ` (0.41 – 0.48)`, the 95 % interval of a metric; nothing where it has none. */
+const intervalWords = (key, l, unit) => {
+  const [low, high] = [`${key}_low`, `${key}_high`].map((end) => metric(end, state.domain, l));
+  return Number.isNaN(low) ? "" : ` (${shown(low, unit)} – ${shown(high, unit)})`;
+};
 const has = (key) => Boolean(metrics[key]) && layers.some((_, l) => !Number.isNaN(metric(key, 0, l)));
 
 /** Domains of which any token counts, by their place in `data.domains`; 0 is all text. */
@@ -100,7 +105,7 @@ function topTokens(l, e) {
     ])
     .filter(([, found]) => found.length);
 }
-const KINDS = { input: "tokens it reads", next: "tokens that follow" };
+const KINDS = { input: "tokens it reads", next: "tokens that follow", predicted: "tokens predicted" };
 const kindWords = (kind) => KINDS[kind] || `tokens, ${visible(kind)}`;
 const tokenSpans = (found) => found.flatMap((token) => [make("span", { class: "token" }, tokenText(token)), " "]);
 

@@ -14,11 +14,11 @@ const FIRST = [
   "next_token_overlap_load_aware",
   "domain_information_bits",
 ];
-const GROUPS = ["Layer", "Balance", "Spread", "Losses", "Confidence", "Neighbours", "Domains", "Vocabulary", "Intervals", "Other"].filter(
+const GROUPS = ["Layer", "Balance", "Spread", "Losses", "Confidence", "Neighbours", "Domains", "Vocabulary", "Other"].filter(
   (group) => columns.some((one) => one.group === group && has(one.key)),
 );
 const marked = new Map(data.attention.map(([layer, ...reasons]) => [layer, reasons.join("; ")]));
-const tableState = { groups: new Set(["Main"]), sort: null, descending: false, keep: () => true };
+const tableState = { groups: new Set(["Main"]), unread: false, intervals: false, sort: null, descending: false, keep: () => true };
 
 function tableColumns() {
   const main = tableState.groups.has("Main") ? FIRST.filter(has).map(column) : [];
@@ -43,7 +43,9 @@ function readFilter(text) {
       const name = condition[1].toLowerCase(),
         found = columns.find(({ key, label }) => key === name || label.toLowerCase() === name);
       if (!found) return null;
-      const limit = Number(condition[3]) / (condition[4] ? 100 : 1);
+      // A share is shown as per cent: no limit above 1 can mean anything else.
+      const perCent = condition[4] || (found.unit === "share" && Math.abs(Number(condition[3])) > 1);
+      const limit = Number(condition[3]) / (perCent ? 100 : 1);
       const holds = {
         "<": (value) => value < limit,
         ">": (value) => value > limit,
@@ -86,6 +88,8 @@ function header(one) {
     frames.layers.refresh();
     frames.layers.home.querySelector(`[data-key="${key || "layer"}"] button`).focus();
   };
+  // Chromium leaves buttons out where a header is repeated on the next sheet.
+  if (printing) return make("th", { scope: "col" }, one ? one.label : "layer");
   const title = one ? `${one.key}: ${one.text}` : "the decoder layer's own index";
   const show = () => explain(one);
   return make(
@@ -110,11 +114,23 @@ const tableFigure = {
   name: "layers",
   perDomain: true,
   label: () => `the layer table, ${visible(domainName(state.domain))}`,
-  csv: () => [
-    ["layer", ...tableColumns().map(({ key }) => key)],
-    ...tableLayers().map((l) => [layers[l], ...tableColumns().map(({ key }) => metric(key, state.domain, l))]),
-  ],
+  csv() {
+    const keys = tableColumns().flatMap(({ key }) => [key, ...(tableState.intervals && has(`${key}_low`) ? [`${key}_low`, `${key}_high`] : [])]);
+    return [["layer", ...keys], ...tableLayers().map((l) => [layers[l], ...keys.map((key) => metric(key, state.domain, l))])];
+  },
 };
+
+/** A value and, below it if wanted, its interval; both with the digits of their column. */
+function tableCell({ key, unit }, l, digits) {
+  const [value, low, high] = [key, `${key}_low`, `${key}_high`].map((one) => metric(one, state.domain, l));
+  const between = Number.isNaN(low) ? null : `${withDigits(low, unit, digits)} – ${withDigits(high, unit, digits)}`;
+  return make(
+    "td",
+    { title: between && `95\u00a0% interval ${between}` },
+    withDigits(value, unit, digits),
+    between && tableState.intervals ? make("small", {}, between) : null,
+  );
+}
 
 /** The table in the place of a figure's frame. */
 class TableFrame {
@@ -130,11 +146,8 @@ class TableFrame {
       oninput(event) {
         const keep = readFilter(event.target.value);
         event.target.setAttribute("aria-invalid", keep === null);
-        if (keep === null) {
-          count.textContent = "cannot read this filter";
-          return;
-        }
-        tableState.keep = keep;
+        tableState.unread = keep === null;
+        if (keep) tableState.keep = keep;
         frames.layers.refresh();
       },
     });
@@ -155,12 +168,18 @@ class TableFrame {
         make("span", {}, group),
       ),
     );
+    const intervals = columns.some(({ group }) => group === "Intervals")
+      ? check("95\u00a0% intervals", (on) => {
+          tableState.intervals = on;
+          frames.layers.refresh();
+        })
+      : "";
     const meanings = columns
       .filter(({ key, group }) => has(key) && group !== "Intervals")
       .map((one) => make("div", {}, make("dt", {}, one.label), make("dd", {}, make("code", {}, one.key), ` ${one.text}`)));
     this.home.append(
       make("div", { class: "tools" }, make("label", {}, "Keep ", filter), count, saveButtons(tableFigure)),
-      make("div", { class: "tools" }, make("fieldset", { class: "choice" }, make("legend", {}, "Columns"), ...groups)),
+      make("div", { class: "tools" }, make("fieldset", { class: "choice" }, make("legend", {}, "Columns"), ...groups), intervals),
       make(
         "p",
         { class: "unseen", id: "filter-help" },
@@ -175,12 +194,18 @@ class TableFrame {
   refresh() {
     const shownColumns = tableColumns(),
       kept = tableLayers();
+    const digits = shownColumns.map(({ key, unit }) =>
+      digitsFor(
+        layers.map((_, l) => metric(key, state.domain, l)),
+        unit,
+      ),
+    );
     const rows = kept.map((l) =>
       make(
         "tr",
         {},
         make("th", { scope: "row", title: marked.get(layers[l]) }, marked.has(layers[l]) ? `! ${layers[l]}` : String(layers[l])),
-        ...shownColumns.map(({ key, unit }) => make("td", {}, shown(metric(key, state.domain, l), unit))),
+        ...shownColumns.map((one, at) => tableCell(one, l, digits[at])),
       ),
     );
     const table = make(
@@ -191,7 +216,8 @@ class TableFrame {
       make("tbody", {}, ...rows),
     );
     this.space.replaceChildren(table);
-    count.textContent = kept.length === L ? `${L} layers` : `${kept.length} of ${L} layers`;
+    const found = kept.length === L ? `${L} ${L === 1 ? "layer" : "layers"}` : `${kept.length} of ${L} layers`;
+    count.textContent = tableState.unread ? "cannot read this filter" : found;
     this.home.querySelector('[data-part="caption"]').textContent = `A layer with an exclamation mark is one to look at. ${textWords()}.`;
   }
 }

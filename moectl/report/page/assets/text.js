@@ -6,11 +6,22 @@ const number = (value, digits) => value.toLocaleString("en-GB", { minimumFractio
 function shown(value, unit = "ratio") {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (unit === "count") return number(value, 0);
-  if (unit === "share") return `${number(100 * value, Math.abs(value) < 0.0995 ? 2 : 1)} %`;
+  if (unit === "share") return `${number(100 * value, Math.abs(value) < 0.0995 ? 2 : 1)}\u00a0%`;
   const size = Math.abs(value);
   if (size !== 0 && size < 0.001) return value.toPrecision(2);
-  return number(value, size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  return number(value, size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 || size === 0 ? 3 : 4);
 }
+
+/** Digits after the point for a column of values of one unit, so that the one in the middle has three. */
+function digitsFor(values, unit) {
+  const sizes = values.filter((value) => Number.isFinite(value) && value !== 0).map(Math.abs);
+  if (unit === "count") return 0;
+  if (!sizes.length) return unit === "share" ? 1 : 3;
+  const size = Math.floor(Math.log10(sizes.sort((a, b) => a - b)[sizes.length >> 1]));
+  return unit === "share" ? Math.min(3, Math.max(1, -1 - size)) : Math.min(4, Math.max(size < 3 ? 1 : 0, 2 - size));
+}
+const withDigits = (value, unit, digits) =>
+  Number.isNaN(value) ? "–" : unit === "share" ? `${number(100 * value, digits)}\u00a0%` : number(value, digits);
 
 const times = (value) => (Number.isNaN(value) ? "–" : `${number(value, value < 9.995 ? 2 : 1)}×`);
 
@@ -22,8 +33,15 @@ const visible = (name) => String(name).replace(UNSEEN, (c) => `⟨${c.codePointA
 /** The same inside a drawing: in a direction of its own. */
 const isolated = (name) => `\u2068${visible(name)}\u2069`;
 
-/** A token: spaces and line ends made visible. */
-const tokenText = (token) => visible(token.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥"));
+/** A token: spaces and line ends made visible, many spaces counted. */
+const tokenText = (token) =>
+  visible(
+    token
+      .replace(/ {4,}/g, (spaces) => `␣×${spaces.length}`)
+      .replace(/ /g, "␣")
+      .replace(/\n/g, "⏎")
+      .replace(/\t/g, "⇥"),
+  );
 
 const field = (value) => {
   if (value === null || value === undefined || Number.isNaN(value)) return "";
@@ -45,8 +63,9 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A plain table; `rows` of cells, the first of each its header. */
+/** A plain table; `rows` of cells, the first of each its header. Cells that are not strings are words, to be read from the left. */
 function makeTable(head, rows, kind = "data") {
+  const ofWords = (at) => rows.length && at && typeof rows[0][at] !== "string";
   const body = rows.map((row) =>
     make(
       "tr",
@@ -58,7 +77,7 @@ function makeTable(head, rows, kind = "data") {
   return make(
     "table",
     { class: kind },
-    make("thead", {}, make("tr", {}, ...head.map((cell) => make("th", { scope: "col" }, cell)))),
+    make("thead", {}, make("tr", {}, ...head.map((cell, at) => make("th", { scope: "col", class: ofWords(at) ? "words" : null }, cell)))),
     make("tbody", {}, ...body),
   );
 }

@@ -1,0 +1,1 @@
+"""What `moectl route-stats` prints: a measurement drawn for a terminal."""
