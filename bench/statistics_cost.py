@@ -98,7 +98,7 @@ def main() -> None:
     """Measure every model and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sequences", type=int, default=36, help=f"sequences of {SEQ_LEN} tokens")
+    parser.add_argument("--sequences", type=int, default=48, help=f"sequences of {SEQ_LEN} tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     args = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> None:
         else:
             spec = build_spec(MODELS[name])
             model = Model(spec, RandomWeights(spec, std=0.02, seed=0, dtype=dtype))
-        batches = micro_batches(args.sequences, 4, model.spec.vocab_size)
+        batches = micro_batches(args.sequences, 8, model.spec.vocab_size)
         found = results[name] = measure(model, batches, args.rounds)
         rate = args.sequences * SEQ_LEN / found["alone_s"]
         print(

@@ -139,10 +139,11 @@ class Counters:
                 hint="check that layer's weights for NaN or infinity, or try `--dtype float32`",
             )
         found |= _of_batch(batch, found["counts_BE"])
+        by_name = self.counts.by_name()
         for name, source in _SUMS.items():
             if source not in found:
                 continue
-            total_X = self.arrays()[name][:, position]
+            total_X = by_name[name][:, position]
             self.blocks.add(total_X[:, :E] if name.endswith("E") else total_X, batch, found[source])
         self._add_to_batch(position, batch, found)
         self._add_to_layer(position, batch, found, E)
