@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moectl.arch.text_tower import describe_outside
 from moectl.model.decoder import Model
 from moectl.model.load import open_checkpoint
 from moectl.model.runtime import choose_device, choose_dtype
@@ -27,7 +28,8 @@ from moectl.units import format_bytes, format_seconds
 def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu", *, mtp: bool = False) -> Model:
     """A checkpoint as a callable, differentiable model: `model(token_ids_BS) -> logits_BSV`.
 
-    `path`: a folder in Hub layout, a `.safetensors` file beside its config.json, a Hub id, or `demo`, the built-in model.
+    `path`: a folder in Hub layout, a `.safetensors` file beside its config.json, a Hub id, or `demo`, the built-in model. Of a multimodal
+    model the text model is loaded.
     `dtype`: float32, bfloat16 or auto.
     Parameters start frozen; `model.requires_grad_()` makes them trainable. `mtp` also loads the multi-token-prediction layers (deepseek_v3)
     for `model.predict_ahead`; embedding and head are the main model's, copies in the files are not read. Raises ModelError (also with `mtp`
@@ -35,7 +37,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu", *,
     """
     with open_checkpoint(str(path), mtp=mtp) as checkpoint:
         target = choose_device(device)
-        chosen, _ = choose_dtype(dtype, stored=[info.dtype for info in checkpoint.index.tensors.values()], device=target)
+        chosen, _ = choose_dtype(dtype, stored=checkpoint.stored_dtypes, device=target)
         return Model(checkpoint.spec, checkpoint.weights(dtype=chosen, device=target), mtp=mtp)
 
 
@@ -161,6 +163,8 @@ def _say_plan(job: Job, progress: Progress) -> None:
             f"warning: sequences of {longest:,} tokens are longer than the {job.checkpoint.spec.max_positions:,} positions this model is "
             "made for; its routers may do there what they do nowhere else"
         )
+    if job.checkpoint.outside:
+        progress.notice(describe_outside(job.checkpoint.outside))
     progress.notice(f"{plan.dtype} ({plan.dtype_reason}) on {plan.device}, {plan.order} ({plan.order_reason})")
     if plan.perplexity and not plan.predicted_ids:
         progress.notice("warning: there is not enough memory to count experts by predicted id; raise `--memory`, or lower `--tokens`")

@@ -49,8 +49,10 @@ class ForwardSizes:
     hidden: int
     attention_width: int
     """Queries, keys and values of one token in one layer."""
-    ffn_width: int
-    """The widest feed-forward block a token meets, routed, shared or dense."""
+    query_width: int
+    """Its queries alone."""
+    ffn_values: int
+    """What the widest feed-forward block holds of one token at once, routed, shared or dense."""
     n_experts: int
     top_k: int
     tokens: int
@@ -60,8 +62,9 @@ class ForwardSizes:
 def activation_bytes(sizes: ForwardSizes, itemsize: int) -> int:
     """Working memory of one micro-batch inside one layer, at the worst: all its tokens in one expert."""
     residual = 4 * sizes.hidden * itemsize + 4 * sizes.hidden
-    attention = 3 * sizes.attention_width * itemsize
-    ffn = 3 * sizes.ffn_width * itemsize + sizes.hidden * (2 * itemsize + 4)
+    # Queries are normed and rotated in float32, in up to three copies; later there are as many of the output, in one piece and in parts.
+    attention = max(3 * sizes.attention_width * itemsize, sizes.attention_width * itemsize + 12 * sizes.query_width)
+    ffn = sizes.ffn_values * itemsize + sizes.hidden * (2 * itemsize + 4)
     # Logits, scores, masks and counting matrices in float32; ids, order and rows in int64.
     router = 6 * 4 * sizes.n_experts + 8 * 8 * sizes.top_k
     return sizes.batch_tokens * (residual + max(attention, ffn) + router)

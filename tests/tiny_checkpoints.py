@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracle_models import CASES, make_oracle, save
+from oracle_cases import CASES
+from oracle_models import make_oracle, save
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

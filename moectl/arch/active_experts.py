@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moectl.arch.spec import Layer, ModelSpec, MoE
+from moectl.arch.parts import MoE
+from moectl.arch.spec import Layer, ModelSpec
 from moectl.errors import UsageError
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from moectl.arch.spec import Layer, ModelSpec, MoE
+from moectl.arch.parts import MoE
+from moectl.arch.spec import Layer, ModelSpec
 from moectl.errors import ModelError
 
 # Buffers that old checkpoints carry and that the configuration determines.
 _IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _SHOWN = 5
 
 
@@ -24,7 +24,7 @@ def check_router(layer: Layer) -> None:
         problem = f"selects {router.top_k} of {router.n_experts} experts"
     elif router.topk_group > router.n_group:
         problem = f"keeps {router.topk_group} of {router.n_group} groups"
-    elif router.n_group > 1 and group < 2:
+    elif router.n_group > 1 and router.group_score == "top2_sum" and group < 2:
         problem = f"scores groups by their best two experts, but a group has {group}"
     elif router.n_group > 1 and router.top_k > router.topk_group * group:
         problem = f"selects {router.top_k} experts out of {router.topk_group} groups of {group}"
@@ -32,20 +32,21 @@ def check_router(layer: Layer) -> None:
         raise ModelError(f"config.json: the router of layer {layer.index} {problem}", hint="the configuration contradicts itself")
 
 
-def check_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]], *, on_disk: Callable[[str], str] = str) -> None:
     """Raise ModelError unless the checkpoint holds every tensor of the spec in its shape and none that the spec would skip.
 
-    Allowed beside the spec's: multi-token-prediction layers after the main stack, rotary buffers, a copy of a tied head.
+    Allowed beside the spec's: multi-token-prediction layers after the main stack, rotary buffers, a copy of a tied head. `on_disk`: what
+    messages should call a tensor.
     """
     wanted = {ref.name: ref.shape for ref in spec.refs()}
     missing = [name for name in wanted if name not in shapes]
     if missing:
         raise ModelError(
-            f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors that its config.json asks for: {_some(missing)}",
+            f"the checkpoint lacks {len(missing)} of {len(wanted)} tensors that its config.json asks for: {_some(missing, on_disk)}",
             hint="the download is incomplete, or config.json belongs to another model",
         )
-    _check_shapes(wanted, shapes)
-    _check_surplus(spec, [name for name in shapes if name not in wanted and not _may_be_skipped(spec, name)])
+    _check_shapes(wanted, shapes, on_disk)
+    _check_surplus(spec, [on_disk(name) for name in shapes if name not in wanted and not _may_be_skipped(spec, name)])
 
 
 def check_mtp_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -70,8 +71,11 @@ def check_mtp_tensors(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) ->
     _check_surplus(spec, [name for name in shapes if name not in known and _in_mtp(spec, name) and not _IGNORED.fullmatch(name)])
 
 
-def _check_shapes(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [f"{name} is {list(shapes[name])} instead of {list(shape)}" for name, shape in wanted.items() if tuple(shapes[name]) != shape]
+def _check_shapes(
+    wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], on_disk: Callable[[str], str] = str
+) -> None:
+    differing = [name for name, shape in wanted.items() if tuple(shapes[name]) != shape]
+    wrong = [f"{on_disk(name)} is {list(shapes[name])} instead of {list(wanted[name])}" for name in differing]
     if wrong:
         raise ModelError(
             f"{len(wrong)} tensors have another shape than config.json says: {_some(wrong)}",
@@ -88,14 +92,14 @@ def _check_surplus(spec: ModelSpec, surplus: Sequence[str]) -> None:
 
 
 def _in_mtp(spec: ModelSpec, name: str) -> bool:
-    layer = _LAYER.match(name)
-    return layer is not None and len(spec.layers) <= int(layer[1]) < len(spec.layers) + spec.n_mtp_layers
+    return any(name.startswith(mtp.prefixes) for mtp in spec.mtp)
 
 
 def _may_be_skipped(spec: ModelSpec, name: str) -> bool:
-    return _in_mtp(spec, name) or bool(_IGNORED.fullmatch(name)) or (spec.tied and name == "lm_head.weight")
+    ignored = _IGNORED.fullmatch(name) or any(re.fullmatch(pattern, name) for pattern in spec.ignored)
+    return _in_mtp(spec, name) or bool(ignored) or (spec.tied and name == "lm_head.weight")
 
 
-def _some(items: Sequence[str]) -> str:
-    shown = ", ".join(items[:_SHOWN])
+def _some(items: Sequence[str], on_disk: Callable[[str], str] = str) -> str:
+    shown = ", ".join(on_disk(item) for item in items[:_SHOWN])
     return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"

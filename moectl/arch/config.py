@@ -59,6 +59,10 @@ class Config:
             raise self._wrong(key, value, "a number above zero")
         return value
 
+    def optional_positive(self, key: str, *, default: float | None = None) -> float | None:
+        """A number above zero that may be switched off: null is None, and an absent key is the default."""
+        return self.positive(key) if self.has(key) else None if key in self.values else default
+
     def boolean(self, key: str, *, default: Any = _REQUIRED) -> bool:
         value = self._get(key, default)
         if not isinstance(value, bool):
@@ -78,6 +82,33 @@ class Config:
             raise self._wrong(key, value, "a list of integers")
         return tuple(value)
 
+    def integer_per_layer(self, key: str, n_layers: int, *, default: int, minimum: int = 1) -> tuple[int, ...]:
+        """An integer that holds for every layer, or a list with one for each."""
+        if not isinstance(self.values.get(key), list):
+            return (self.integer(key, default=default, minimum=minimum),) * n_layers
+        values = self.integers(key)
+        if len(values) != n_layers:
+            raise self.mismatch(key, f"a list of {len(values)}", f"an integer or a list of num_hidden_layers = {n_layers}")
+        if min(values) < minimum:
+            raise self._wrong(key, min(values), f"an integer of at least {minimum} in every layer")
+        return values
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers; it must be there."""
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, list) or any(
+            isinstance(x, bool) or not isinstance(x, int | float) or not abs(x) < float("inf") for x in value
+        ):
+            raise self._wrong(key, value, "a list of numbers")
+        return tuple(float(x) for x in value)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings; missing is an empty one."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            raise self._wrong(key, value, "a list of strings")
+        return tuple(value)
+
     def section(self, key: str) -> Config:
         """The dict under `key`; missing is an empty one."""
         value = self._get(key, {})
@@ -93,6 +124,24 @@ class Config:
                 hint=f"supported: {', '.join(choices)}",
             )
         return value
+
+    def require_off(self, *keys: str) -> None:
+        """Refuse switches of the family that this version does not know, if one is on (neither absent, null, false nor 0)."""
+        for key in keys:
+            if self.values.get(key):
+                raise ModelError(
+                    f"{self.where}: `{key}` is {self.values[key]!r}, which this version does not support",
+                    hint="ignoring it would compute another function",
+                )
+
+    def require_on(self, *keys: str) -> None:
+        """Refuse to do without what the family always has: a switch that is false or 0 (absent and null are on)."""
+        for key in keys:
+            if self.has(key) and not self.values[key]:
+                raise ModelError(
+                    f"{self.where}: `{key}` is {self.values[key]!r}, which this version does not support",
+                    hint="ignoring it would compute another function",
+                )
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

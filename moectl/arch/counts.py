@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from moectl.arch.spec import LatentAttention, Layer, ModelSpec, MoE
+from moectl.arch.parts import LatentAttention, MoE
+from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.tensors import TensorRef
 
-_ATTENTION_SLOTS = re.compile(r"(q|k|v|o|q_a|kv_a)(_bias|_norm)?|q_b|kv_b")
+_ATTENTION_SLOTS = re.compile(r"(q|k|v|o|q_a|kv_a)(_bias|_norm)?|q_b|kv_b|sinks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +39,9 @@ def count_parameters(spec: ModelSpec) -> Parameters:
             expert = expert_parameters(layer)
             part["routed_experts"] += expert * layer.ffn.router.n_experts
             inactive += expert * (layer.ffn.router.n_experts - layer.ffn.router.top_k)
-    part["norms"] += spec.tensors["norm"].numel
+    part["norms"] += sum(spec.tensors[slot].numel for slot in ("norm", "norm_bias") if slot in spec.tensors)
     embedding = spec.tensors["embed"].numel
-    head = 0 if spec.tied else spec.tensors["head"].numel
+    head = sum(spec.tensors[slot].numel for slot in ("head", "head_bias") if slot in spec.tensors and not (spec.tied and slot == "head"))
     total = embedding + head + sum(part.values())
     return Parameters(total=total, active=total - inactive - (0 if spec.tied else embedding), embedding=embedding, head=head, **part)
 
@@ -54,6 +56,16 @@ def layer_parameters(layer: Layer) -> int:
     return sum(ref.numel for ref in layer.tensors.values())
 
 
+def read_values(ref: TensorRef) -> int:
+    """Values of the stored dtype held while `ref` is read, beside the weight itself.
+
+    A part that is no run of rows is cut from the slice around it, once that is cast, to float32 at the most.
+    """
+    if not ref.transposed and ref.row_step == 1:
+        return ref.numel
+    return 3 * replace(ref, transposed=False, rows=None, row_step=1).numel
+
+
 def attention_width(layer: Layer) -> int:
     """Values a token's queries, keys and values take in this layer, all heads together, as the layer computes them."""
     spec = layer.attention
@@ -62,10 +74,40 @@ def attention_width(layer: Layer) -> int:
     return (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
 
 
-def routing_flops_per_token(spec: ModelSpec, context: int) -> float:
-    """FLOPs to push a token at mean position `context / 2` through all layers up to the last router, head not included.
+def query_width(layer: Layer) -> int:
+    """Values a token's queries take in this layer, all heads together."""
+    spec = layer.attention
+    if isinstance(spec, LatentAttention):
+        return spec.n_heads * (spec.nope_dim + spec.rope.dim)
+    return spec.n_heads * spec.head_dim
 
-    2 per multiply-add: matrices of every layer, K routed experts (none in the last MoE layer), and causal scores and values.
+
+def ffn_values(layer: Layer) -> int:
+    """Values a token's widest feed-forward block holds at once, routed, shared or dense.
+
+    Gate and up, the activated gate and the product; the clamped activation has one more.
+    """
+    ffn = layer.ffn
+    width = max(ffn.expert_width, ffn.shared_width) if isinstance(ffn, MoE) else ffn.width
+    return width * (5 if ffn.act.name == "clamped_swiglu" else 4)
+
+
+def mean_keys(layer: Layer, context: int) -> float:
+    """Keys that a token of a sequence of `context` sees in this layer, on average; its own counts half."""
+    attention = layer.attention
+    if isinstance(attention, LatentAttention):
+        return context / 2
+    if attention.chunk is not None:
+        whole, rest = divmod(context, attention.chunk)
+        return (whole * attention.chunk**2 + rest**2) / (2 * context)
+    reach = min(attention.window or context, context)
+    return reach - reach**2 / (2 * context)
+
+
+def routing_flops_per_token(spec: ModelSpec, context: int) -> float:
+    """FLOPs to push a token of a sequence of `context` through all layers up to the last router, head not included.
+
+    2 per multiply-add: matrices of every layer, K routed experts (none in the last MoE layer), and scores and values of `mean_keys`.
     """
     last = spec.moe_layers[-1].index if spec.moe_layers else len(spec.layers) - 1
     return sum(_layer_flops(layer, context, experts=layer.index != last) for layer in spec.layers[: last + 1])
@@ -85,7 +127,7 @@ def _layer_flops(layer: Layer, context: int, *, experts: bool) -> float:
         per_key = attention.n_heads * (attention.nope_dim + attention.rope.dim + attention.value_dim)
     else:
         per_key = 2 * attention.n_heads * attention.head_dim
-    return flops + 2.0 * per_key * context / 2
+    return flops + 2.0 * per_key * mean_keys(layer, context)
 
 
 def _part_of(slot: str) -> str:
@@ -93,6 +135,6 @@ def _part_of(slot: str) -> str:
         return "attention"
     if slot.startswith("shared_"):
         return "shared_experts"
-    if slot in ("router", "correction_bias"):
+    if slot in ("router", "router_bias", "correction_bias"):
         return "router"
-    return "norms" if slot.endswith("_norm") else "dense_ffn"
+    return "norms" if slot.endswith(("_norm", "_norm_bias")) else "dense_ffn"

@@ -6,8 +6,9 @@ from collections.abc import Collection
 
 from moectl.arch import blocks
 from moectl.arch.config import Config
-from moectl.arch.rope import parse_rope
-from moectl.arch.spec import GroupedQueryAttention, Layer, ModelSpec, MoE, Norm, Router
+from moectl.arch.parts import GroupedQueryAttention, MoE, Norm, Router
+from moectl.arch.rope import parse_rope, whole_head
+from moectl.arch.spec import Layer, ModelSpec
 
 
 def spec(config: Config, present: Collection[str]) -> ModelSpec:
@@ -21,7 +22,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
-        rope=parse_rope(config, dim=head_dim, default_theta=1_000_000.0, max_positions=max_positions),
+        rope=parse_rope(config, dim=whole_head(config, head_dim), default_theta=1_000_000.0, max_positions=max_positions),
         window=config.optional_integer("sliding_window"),
     )
     router = Router(
@@ -32,7 +33,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         weight_dtype="float32",
         renormalize=True,
     )
-    act = config.choice("hidden_act", *blocks.ACTIVATIONS, default="silu")
+    act = blocks.activation(config)
     layers = []
     for i in range(config.integer("num_hidden_layers", default=32)):
         prefix = f"model.layers.{i}"
@@ -49,4 +50,4 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         ffn = MoE(router=router, expert_width=width, act=act, experts=experts)
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=Norm(eps=eps), tensors=tensors))
     vocab = config.integer("vocab_size", default=32000)
-    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, eps=eps, max_positions=max_positions)
+    return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, norm=Norm(eps=eps), max_positions=max_positions)

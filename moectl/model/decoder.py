@@ -17,13 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moectl.arch.spec import Layer, ModelSpec, MoE, Rope
+from moectl.arch.parts import MoE, Rope
+from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.tensors import TensorRef
 from moectl.errors import DataError, UsageError
 from moectl.model.attention import attend
+from moectl.model.ends import divide_by_norms, finish_logits, scale_embedding
 from moectl.model.experts import ExpertSource, MoEInput, dense_ffn, dispatch, run_experts
 from moectl.model.experts_training import needs_gradients, run_experts_with_gradients
 from moectl.model.mtp import ResidentMTP
-from moectl.model.norm import rms_norm
+from moectl.model.norm import normalize
 from moectl.model.rope import rope_tables
 from moectl.model.router import Routing, route
 from moectl.model.weights import ResidentLayer, WeightSource
@@ -54,13 +57,14 @@ def run_layer(
     `routing_only` stops after the router, for the last MoE layer of a run that wants no logits.
     """
     moe: list[MoEInput] = []
+    rope = layer.attention.rope
     for i, x_BSH in enumerate(hidden):
-        tables = _tables(layer.attention.rope, x_BSH.shape[1], x_BSH.dtype, x_BSH.device)
-        normed_BSH = rms_norm(x_BSH, weights["attention_norm"], eps=layer.norm.eps)
-        x_BSH = x_BSH + attend(layer.attention, normed_BSH, weights, tables)
-        normed_BSH = rms_norm(x_BSH, weights["ffn_norm"], eps=layer.norm.eps)
+        tables = None if rope is None else _tables(rope, x_BSH.shape[1], x_BSH.dtype, x_BSH.device)
+        normed_BSH = normalize(layer.norm, x_BSH, weights, "attention_norm")
+        x_BSH = _add(layer, x_BSH, attend(layer.attention, normed_BSH, weights, tables), weights, "attention_out_norm")
+        normed_BSH = normalize(layer.norm, x_BSH, weights, "ffn_norm")
         if not isinstance(layer.ffn, MoE):
-            hidden[i] = x_BSH + dense_ffn(normed_BSH, weights, act=layer.ffn.act)
+            hidden[i] = _add(layer, x_BSH, dense_ffn(normed_BSH, weights, act=layer.ffn.act), weights, "ffn_out_norm")
             continue
         normed_TH = normed_BSH.flatten(0, 1)
         routing = route(layer.ffn.router, normed_TH, weights)
@@ -75,12 +79,25 @@ def run_layer(
     assert isinstance(layer.ffn, MoE)
     assert source is not None
     run = run_experts_with_gradients if needs_gradients(moe, source) else run_experts
-    run(layer.index, moe, source, act=layer.ffn.act)
+    run(layer.index, moe, source, act=layer.ffn.act, weighs_input=layer.ffn.router.weighs_input)
     for i, item in enumerate(moe):
         out_TH = item.out_TH.to(item.x_TH.dtype)
         if layer.ffn.shared_width:
-            out_TH = out_TH + dense_ffn(item.x_TH, weights, act=layer.ffn.act, slot_prefix="shared_")
-        hidden[i] = hidden[i] + out_TH.view_as(hidden[i])
+            out_TH = out_TH + _shared(layer.ffn, item.x_TH, weights)
+        hidden[i] = _add(layer, hidden[i], out_TH.view_as(hidden[i]), weights, "ffn_out_norm")
+
+
+def _shared(ffn: MoE, x_TH: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """What the always-active block adds, `[T, H]`."""
+    out_TH = dense_ffn(x_TH, weights, act=ffn.act, slot_prefix="shared_")
+    return torch.sigmoid(F.linear(x_TH, weights["shared_expert_gate"])) * out_TH if ffn.gated_shared else out_TH
+
+
+def _add(layer: Layer, x_BSH: Tensor, update_BSH: Tensor, weights: Mapping[str, Tensor], out_norm: str) -> Tensor:
+    """The residual stream after a block."""
+    if layer.out_norms:
+        update_BSH = normalize(layer.norm, update_BSH, weights, out_norm)
+    return x_BSH + (update_BSH * layer.residual_scale if layer.residual_scale != 1.0 else update_BSH)
 
 
 class Model(nn.Module):
@@ -96,6 +113,7 @@ class Model(nn.Module):
         self.embed = nn.Parameter(weights.read(spec.tensors["embed"]), requires_grad=False)
         self.norm = nn.Parameter(weights.read(spec.tensors["norm"]), requires_grad=False)
         self.head = self.embed if spec.tied else nn.Parameter(weights.read(spec.tensors["head"]), requires_grad=False)
+        self.norm_bias, self.head_bias = (_optional(spec.tensors.get(slot), weights) for slot in ("norm_bias", "head_bias"))
         self.layers, self.mtp = nn.ModuleList(), nn.ModuleList()
         for layer in spec.layers:
             self.layers.append(ResidentLayer(layer, weights))
@@ -108,17 +126,33 @@ class Model(nn.Module):
 
     def forward(self, token_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
         """Logits `[B, S, V]` of whole sequences, each starting at position 0. Raises DataError for ids outside the vocabulary."""
-        return F.linear(self.hidden(token_ids_BS, on_routing=on_routing), self.head)
+        return self.logits(self.hidden(token_ids_BS, on_routing=on_routing))
 
     def hidden(self, token_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
-        """Hidden states `[B, S, H]` after the final norm: what `head` turns into logits. Raises as forward."""
-        hidden = [self._embed(token_ids_BS)]
+        """Hidden states `[B, S, H]` after the final norm, which `logits` takes. Raises as forward."""
+        hidden = [self._checked_embedding(token_ids_BS)]
         for layer in self.spec.layers:
             self.run(layer, hidden, on_routing=on_routing)
-        return rms_norm(hidden[0], self.norm, eps=self.spec.norm.eps)
+        return self.final_norm(hidden[0])
+
+    def embedding(self, token_ids_BS: Tensor) -> Tensor:
+        """What enters the first layer, `[B, S, H]`; ids must be within the vocabulary."""
+        return scale_embedding(self.spec.embedding, F.embedding(token_ids_BS.to(self.embed.device), self.embed))
+
+    def final_norm(self, x_BSH: Tensor) -> Tensor:
+        """Hidden states `[B, S, H]` from what leaves the last layer."""
+        return normalize(self.spec.norm, x_BSH, cast(dict[str, Tensor], {"norm": self.norm, "norm_bias": self.norm_bias}), "norm")
+
+    def logits(self, hidden_BSH: Tensor) -> Tensor:
+        """Logits `[B, S, V]` of hidden states."""
+        return finish_logits(self.spec.head, F.linear(self.head_input(hidden_BSH), self.head, self.head_bias))
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., H]` as they meet the matrix `head`: columns of norm 1 divide them instead of it."""
+        return divide_by_norms(hidden, self.head.float().norm(dim=0)) if self.spec.head.unit_columns else hidden
 
     def predict_ahead(self, n: int, hidden_BSH: Tensor, next_ids_BS: Tensor, *, on_routing: OnRouting | None = None) -> Tensor:
-        """Hidden states `[B, S, H]` of multi-token-prediction layer `n`, normed: `head` turns them into logits of token i + n + 2.
+        """Hidden states `[B, S, H]` of multi-token-prediction layer `n`, normed: `logits` makes of them those of token i + n + 2.
 
         `hidden_BSH` is what `hidden` returned, or for n > 0 the call with n - 1; `next_ids_BS` are the tokens i + n + 1 (DeepSeek-V3,
         arXiv 2412.19437, eq. 21-23). Raises UsageError if the model was loaded without this layer, DataError as forward.
@@ -130,9 +164,9 @@ class Model(nn.Module):
             )
         resident = self.mtp[n]
         assert isinstance(resident, ResidentMTP)
-        hidden = [resident.enter(self._embed(next_ids_BS), hidden_BSH)]
+        hidden = [resident.enter(self._checked_embedding(next_ids_BS), hidden_BSH)]
         self.run(self.spec.mtp[n].layer, hidden, on_routing=on_routing)
-        return resident.leave(hidden[0])
+        return resident.leave(hidden[0], self.final_norm)
 
     def run(self, layer: Layer, hidden: list[Tensor], *, on_routing: OnRouting | None = None, routing_only: bool = False) -> None:
         """`run_layer` with this model's weights; `layer` may be that of a multi-token-prediction layer."""
@@ -142,11 +176,15 @@ class Model(nn.Module):
         weights = cast(Mapping[str, Tensor], resident.weights)
         run_layer(layer, hidden, weights, resident.experts, on_routing=on_routing, routing_only=routing_only)
 
-    def _embed(self, token_ids_BS: Tensor) -> Tensor:
+    def _checked_embedding(self, token_ids_BS: Tensor) -> Tensor:
         low, high = int(token_ids_BS.min()), int(token_ids_BS.max())
         if low < 0 or high >= self.spec.vocab_size:
             raise DataError(
                 f"token id `{low if low < 0 else high}` is outside the vocabulary of {self.spec.vocab_size}",
                 hint="the text was tokenised for another model",
             )
-        return F.embedding(token_ids_BS.to(self.embed.device), self.embed)
+        return self.embedding(token_ids_BS)
+
+
+def _optional(ref: TensorRef | None, weights: WeightSource) -> nn.Parameter | None:
+    return None if ref is None else nn.Parameter(weights.read(ref), requires_grad=False)

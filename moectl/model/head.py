@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moectl.arch.spec import Head
+from moectl.model.ends import finish_logits
+
 CHUNK_TOKENS = 512
 BLOCK_ROWS = 8192
 _BLOCK_BYTES = 64 * 2**20
@@ -54,19 +57,19 @@ def row_blocks(vocab_size: int, hidden_size: int) -> list[tuple[int, int]]:
 class TokenScores:
     """What the blocks of the head so far say of each token of one micro-batch: 24 bytes a token beside the hidden states."""
 
-    def __init__(self, normed_TH: Tensor, targets_T: Tensor) -> None:
-        """`normed_TH` after the final norm; `targets_T` the id each token should predict, -1 for none."""
-        self._normed_TH, self._targets_T = normed_TH, targets_T
+    def __init__(self, normed_TH: Tensor, targets_T: Tensor, head: Head = Head()) -> None:  # noqa: B008, frozen
+        """`normed_TH` what the head multiplies; `targets_T` the id each token should predict, -1 for none."""
+        self._normed_TH, self._targets_T, self._head = normed_TH, targets_T, head
         self._top_T = torch.full(targets_T.shape, -torch.inf, device=normed_TH.device)
         self._sum_T = torch.zeros_like(self._top_T, dtype=torch.float64)
         self._target_T = torch.zeros_like(self._top_T)
         self._id_T = torch.zeros_like(targets_T)
 
-    def add(self, head_RH: Tensor, first_row: int) -> None:
+    def add(self, head_RH: Tensor, first_row: int, bias_R: Tensor | None = None) -> None:
         """Take in the rows from `first_row` on; blocks must come in order."""
         for start in range(0, len(self._targets_T), CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
-            logits_CR = F.linear(self._normed_TH[chunk], head_RH).float()
+            logits_CR = finish_logits(self._head, F.linear(self._normed_TH[chunk], head_RH, bias_R)).float()
             high_C, at_C = logits_CR.max(1)
             row_C = self._targets_T[chunk] - first_row
             inside_C = (row_C >= 0) & (row_C < len(head_RH))

@@ -16,6 +16,7 @@ import torch
 from moectl.arch.check import check_mtp_tensors
 from moectl.arch.registry import build_spec, find_family
 from moectl.arch.spec import ModelSpec
+from moectl.arch.text_tower import find_tower
 from moectl.checkpoint.index import CheckpointIndex, open_index
 from moectl.checkpoint.locate import Location, locate, read_config, require_weights
 from moectl.checkpoint.reader import TensorReader
@@ -31,6 +32,14 @@ class Checkpoint:
     index: CheckpointIndex
     spec: ModelSpec
     reader: TensorReader
+    outside: tuple[str, ...] = ()
+    """Names of tensors outside the text model of a multimodal one: there, but not loaded."""
+
+    @property
+    def stored_dtypes(self) -> list[str]:
+        """The dtype, by safetensors name, of each tensor that is not outside."""
+        outside = frozenset(self.outside)
+        return [info.dtype for name, info in self.index.tensors.items() if name not in outside]
 
     def weights(self, *, dtype: torch.dtype, device: torch.device) -> WeightReader:
         """A reader of this checkpoint's weights in `dtype` on `device`."""
@@ -52,5 +61,7 @@ def open_checkpoint(model: str, *, mtp: bool = False) -> Iterator[Checkpoint]:
     spec = build_spec(config, shapes=shapes)
     if mtp:
         check_mtp_tensors(spec, shapes)
+    tower = find_tower(config, names=shapes)
+    outside = () if tower is None else tower.outside(shapes)
     with TensorReader(index) as reader:
-        yield Checkpoint(location=location, config=config, index=index, spec=spec, reader=reader)
+        yield Checkpoint(location=location, config=config, index=index, spec=spec, reader=reader, outside=outside)

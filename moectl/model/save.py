@@ -3,21 +3,26 @@
     save_model(model, config, Path("out"), dtype=torch.bfloat16)
 
 Multi-token-prediction layers are written if the model was loaded with them, with the copies of embedding and head that the Hub's
-checkpoints carry.
+checkpoints carry. The text model of a multimodal one is written under the names it has there, with that model's config.json as it was, so
+that the files can take the place of those they came from; what lies outside the text model was not loaded and is not written. Given the
+`text_config` alone (with its `model_type`), a text model is written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from moectl.arch.parts import MoE
 from moectl.arch.registry import build_spec
-from moectl.arch.spec import Layer, ModelSpec, MoE, TensorRef
+from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.tensors import TensorRef
+from moectl.arch.text_tower import with_dtype
 from moectl.checkpoint.dtypes import dtype_name
 from moectl.checkpoint.locate import CONFIG_NAME
 from moectl.checkpoint.writer import DEFAULT_SHARD_SIZE, CheckpointWriter, PlannedTensor
@@ -30,13 +35,12 @@ from moectl.model.weights import ResidentLayer
 def named_weights(model: Model, spec: ModelSpec | None = None) -> list[tuple[TensorRef, nn.Parameter]]:
     """Every parameter once, with where it lies in a checkpoint, in the checkpoint's order.
 
-    `spec`: another layout of the same model. Names tell parameters apart only where experts are not stacked, as in `build_spec(config)`.
+    `spec`: another layout of the same model. A tensor may hold many parameters; their `part_name` tells them apart.
     Raises ModelError if `spec` is that of another model.
     """
     spec = spec or model.spec
     _check_same(spec, model)
-    top = {"embed": model.embed, "norm": model.norm, "head": model.head}
-    named = [(ref, top[slot]) for slot, ref in spec.tensors.items() if not (spec.tied and slot == "head")]
+    named = [(ref, getattr(model, slot)) for slot, ref in spec.tensors.items() if not (spec.tied and slot == "head")]
     for layer, resident in zip(spec.layers, model.layers, strict=True):
         named += _layer(layer, cast(ResidentLayer, resident))
     for ahead, resident in zip(spec.mtp, model.mtp, strict=False):
@@ -57,22 +61,40 @@ def save_model(
     Weights the family keeps in float32 stay float32. Raises ModelError if `config` describes another model, ResourceError.
     """
     spec = build_spec(config)
-    weights: dict[str, tuple[Tensor, torch.dtype]] = {}
+    parts: dict[str, list[tuple[TensorRef, nn.Parameter]]] = {}
     for ref, parameter in named_weights(model, spec):
-        weights[ref.name] = parameter, parameter.dtype if ref.keep_float32 or dtype is None else dtype
+        parts.setdefault(ref.name, []).append((ref, parameter))
     for ahead in spec.mtp[: len(model.mtp)]:
-        weights |= {ahead.tensors[slot].name: weights[spec.tensors[slot].name] for slot in ("embed", "head")}
-    plan = [PlannedTensor(name, dtype_name(stored), tuple(weight.shape)) for name, (weight, stored) in weights.items()]
+        copies = [slot for slot in ("embed", "head") if slot in ahead.tensors]
+        parts |= {ahead.tensors[slot].name: parts[spec.tensors[slot].name] for slot in copies}
+    plan = [PlannedTensor(name, dtype_name(_stored_dtype(some, dtype)), some[0][0].shape) for name, some in parts.items()]
     with CheckpointWriter(folder, plan, shard_size=shard_size) as writer:
-        for name, (weight, stored) in weights.items():
-            writer.write(name, weight.to(stored))
-    _, main = weights[spec.tensors["embed"].name]
-    key = "dtype" if "dtype" in config else "torch_dtype"
+        for name, some in parts.items():
+            writer.write(name, _assembled(some, _stored_dtype(some, dtype)))
+    main = _stored_dtype(parts[spec.tensors["embed"].name], dtype)
     try:
-        text = json.dumps({**config, key: str(main).removeprefix("torch.")}, indent=2) + "\n"
+        text = json.dumps(with_dtype(config, str(main).removeprefix("torch.")), indent=2) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     except OSError as error:
         raise from_os_error(error, f"write `{folder / CONFIG_NAME}`") from error
+
+
+def _stored_dtype(parts: Sequence[tuple[TensorRef, nn.Parameter]], dtype: torch.dtype | None) -> torch.dtype:
+    ref, parameter = parts[0]
+    return parameter.dtype if ref.keep_float32 or dtype is None else dtype
+
+
+def _assembled(parts: Sequence[tuple[TensorRef, nn.Parameter]], dtype: torch.dtype) -> Tensor:
+    """The tensor on disk from the weights that lie in it."""
+    ref, parameter = parts[0]
+    if ref.part_shape == ref.shape and not ref.transposed:
+        return parameter.detach().to(dtype)
+    whole = torch.empty(ref.shape, dtype=dtype)
+    for ref, parameter in parts:
+        part = whole if ref.index is None else whole[ref.index]
+        part = part.t() if ref.transposed else part
+        part[slice(*ref.rows, ref.row_step) if ref.rows else slice(None)] = parameter.detach().to(dtype)
+    return whole
 
 
 def _check_same(spec: ModelSpec, model: Model) -> None:
@@ -88,15 +110,16 @@ def _check_same(spec: ModelSpec, model: Model) -> None:
     for a, b in zip(wanted, found, strict=True):
         if _arithmetic(a) != _arithmetic(b):
             raise ModelError(f"the configuration describes another model: layer {b.index} differs")
-    if spec.norm != model.spec.norm:
-        raise ModelError("the configuration describes another model: the final norm differs")
+    ends, own = ((s.norm, s.embedding, s.head, sorted(s.tensors)) for s in (spec, model.spec))
+    if ends != own:
+        raise ModelError("the configuration describes another model: embedding, final norm or head differ")
 
 
 def _arithmetic(layer: Layer) -> tuple[object, ...]:
     """What a layer does, without where its weights lie."""
     ffn = layer.ffn
-    block = (ffn.router, ffn.expert_width, ffn.act, ffn.shared_width) if isinstance(ffn, MoE) else ffn
-    return layer.index, layer.attention, layer.norm, sorted(layer.tensors), block
+    block = (ffn.router, ffn.expert_width, ffn.act, ffn.shared_width, ffn.gated_shared) if isinstance(ffn, MoE) else ffn
+    return layer.index, layer.attention, layer.norm, layer.out_norms, layer.residual_scale, sorted(layer.tensors), block
 
 
 def _layer(layer: Layer, resident: ResidentLayer) -> Iterator[tuple[TensorRef, nn.Parameter]]:
@@ -104,4 +127,5 @@ def _layer(layer: Layer, resident: ResidentLayer) -> Iterator[tuple[TensorRef, n
     if isinstance(layer.ffn, MoE):
         assert resident.experts is not None
         for expert in range(layer.ffn.router.n_experts):
-            yield from zip(layer.ffn.experts.refs(expert), resident.experts.get(layer.index, expert), strict=True)
+            weights = [weight for weight in resident.experts.get(layer.index, expert) if weight is not None]
+            yield from zip(layer.ffn.experts.refs(expert), cast(list[nn.Parameter], weights), strict=True)

@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from moectl.arch.spec import Layer, ModelSpec, MoE, Router
+from moectl.arch.parts import MoE, Router
+from moectl.arch.spec import Layer, ModelSpec
 from moectl.data.batching import MicroBatch
 from moectl.errors import ModelError
 from moectl.model.decoder import Model, OnRouting, run_layer
+from moectl.model.ends import divide_by_norms
 from moectl.model.events import MoELayerInfo, Recorder, RoutingEvent
 from moectl.model.head import Prediction, TokenScores, next_ids, row_blocks
-from moectl.model.norm import rms_norm
+from moectl.model.norm import normalize
 from moectl.model.router import Routing
 from moectl.model.weights import WeightReader
 
@@ -51,15 +51,17 @@ def run_token_major(
     steps = len(layers) + (on_prediction is not None)
     for batch in batches:
         ids_BS = torch.from_numpy(batch.ids_BS).to(model.embed.device)
-        hidden = [F.embedding(ids_BS, model.embed)]
+        hidden = [model.embedding(ids_BS)]
         for layer in layers:
             routing_only = on_prediction is None and layer is layers[-1]
             model.run(layer, hidden, on_routing=_emitter([batch], recorder), routing_only=routing_only)
             advance(batch.ids_BS.size / steps)
         if on_prediction is not None:
-            scores = _scores(model.spec, hidden[0], model.norm, ids_BS)
+            normed_TH = model.head_input(model.final_norm(hidden[0])).flatten(0, 1)
+            scores = TokenScores(normed_TH, next_ids(ids_BS).flatten(), model.spec.head)
+            bias_V = model.head_bias
             for start, stop in row_blocks(*model.head.shape):
-                scores.add(model.head[start:stop], start)
+                scores.add(model.head[start:stop], start, None if bias_V is None else bias_V[start:stop])
             on_prediction(batch, _require_finite(scores.finish()))
             advance(batch.ids_BS.size / steps)
 
@@ -86,14 +88,20 @@ def run_layer_major(
         advance(n_tokens / steps)
     if on_prediction is None:
         return
-    norm_H = weights.read(weights.spec.tensors["norm"])
-    # One micro-batch at a time loses its residual stream to its normed copy.
-    scores = [_scores(weights.spec, hidden.pop(0), norm_H, ids_BS) for ids_BS in ids]
-    head = weights.spec.tensors["head"]
+    spec = weights.spec
+    ends = {slot: weights.read(ref) for slot, ref in spec.tensors.items() if slot not in ("embed", "head")}
+    norms_H = weights.head_column_norms() if spec.head.unit_columns else None
+    scores = []
+    for ids_BS in ids:
+        # One micro-batch at a time loses its residual stream to its normed copy.
+        normed_TH = normalize(spec.norm, hidden.pop(0), ends, "norm").flatten(0, 1)
+        normed_TH = normed_TH if norms_H is None else divide_by_norms(normed_TH, norms_H)
+        scores.append(TokenScores(normed_TH, next_ids(ids_BS).flatten(), spec.head))
+    head, bias_V = spec.tensors["head"], ends.get("head_bias")
     for start, stop in row_blocks(*head.shape):
         head_RH = weights.read(replace(head, rows=(start, stop)))
         for of_batch in scores:
-            of_batch.add(head_RH, start)
+            of_batch.add(head_RH, start, None if bias_V is None else bias_V[start:stop])
         advance(n_tokens / steps * (stop - start) / head.shape[0])
     for batch, of_batch in zip(batches, scores, strict=True):
         on_prediction(batch, _require_finite(of_batch.finish()))
@@ -101,16 +109,12 @@ def run_layer_major(
 
 def _info(layer: int, router: Router) -> MoELayerInfo:
     return MoELayerInfo(
-        layer=layer, n_experts=router.n_experts, top_k=router.top_k, score=router.score, correction_bias=router.correction_bias
+        layer=layer, n_experts=router.n_experts, top_k=router.top_k, score=router.probability, correction_bias=router.correction_bias
     )
 
 
 def _layers_to_run(spec: ModelSpec, *, whole: bool) -> tuple[Layer, ...]:
     return spec.layers if whole else spec.layers[: spec.moe_layers[-1].index + 1]
-
-
-def _scores(spec: ModelSpec, x_BSH: Tensor, norm_H: Tensor, ids_BS: Tensor) -> TokenScores:
-    return TokenScores(rms_norm(x_BSH, norm_H, eps=spec.norm.eps).flatten(0, 1), next_ids(ids_BS).flatten())
 
 
 def _require_finite(prediction: Prediction) -> Prediction:

@@ -10,7 +10,7 @@ import torch
 
 from moectl import plan as planning
 from moectl.arch import counts
-from moectl.arch.spec import DenseFFN, Layer, MoE
+from moectl.arch.parts import MoE
 from moectl.checkpoint.header import dtype_bits
 from moectl.data.batching import MicroBatch
 from moectl.model import head
@@ -40,7 +40,7 @@ def plan_run(
     Raises ResourceError if memory or disk cannot hold it.
     """
     sizes = forward_sizes(checkpoint, batches)
-    stored = max(dtype_bits(info.dtype) for info in checkpoint.index.tensors.values()) // 8
+    stored = max(dtype_bits(dtype) for dtype in checkpoint.stored_dtypes) // 8
     # First, so that what the libraries allocate on first use is part of the process.
     flops_per_s = gemm_flops_per_second(dtype, device)
     process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES + _counting_bytes(checkpoint, batches)
@@ -96,10 +96,11 @@ def forward_sizes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> Forw
         weights=counts.count_parameters(spec).total,
         largest_layer=max(counts.layer_parameters(layer) for layer in spec.layers),
         largest_expert=max(counts.expert_parameters(layer) for layer in spec.layers),
-        largest_tensor=max(ref.numel for ref in spec.refs()),
+        largest_tensor=max(counts.read_values(ref) for ref in spec.refs()),
         hidden=spec.hidden_size,
         attention_width=max(counts.attention_width(layer) for layer in spec.layers),
-        ffn_width=max(_width(layer) for layer in spec.layers),
+        query_width=max(counts.query_width(layer) for layer in spec.layers),
+        ffn_values=max(counts.ffn_values(layer) for layer in spec.layers),
         n_experts=max(router.n_experts for router in routers),
         top_k=max(router.top_k for router in routers),
         tokens=sum(batch.ids_BS.size for batch in batches),
@@ -114,11 +115,6 @@ def _counting_bytes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> in
     E, K, tokens = max(info.n_experts for info in infos), max(info.top_k for info in infos), max(batch.ids_BS.size for batch in batches)
     # Per token and expert: scores and two more float32 matrices, an int32 one, a byte mask; per slot some int64 and pairs of slots.
     return kept + tokens * (17 * E + 8 * K * (8 + 2 * K)) + 8 * 3 * E * E
-
-
-def _width(layer: Layer) -> int:
-    ffn = layer.ffn
-    return ffn.width if isinstance(ffn, DenseFFN) else max(ffn.expert_width, ffn.shared_width)
 
 
 def _read_bytes(checkpoint: Checkpoint, *, head_again: bool) -> int:

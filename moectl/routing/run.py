@@ -23,7 +23,8 @@ import torch
 
 from moectl import provenance
 from moectl.arch.active_experts import with_active_experts
-from moectl.arch.spec import ModelSpec, MoE
+from moectl.arch.parts import MoE
+from moectl.arch.spec import ModelSpec
 from moectl.data.batching import MicroBatch, micro_batches
 from moectl.data.packing import Domain, load_domains
 from moectl.data.tokenizer import has_tokenizer, load_tokenizer
@@ -165,8 +166,7 @@ def prepare(options: RouteStatsOptions) -> Iterator[Job]:
         if options.active_experts is not None:
             checkpoint = replace(checkpoint, spec=with_active_experts(checkpoint.spec, options.active_experts))
         layers = moe_layer_infos(checkpoint.spec)
-        stored = [info.dtype for info in checkpoint.index.tensors.values()]
-        dtype, dtype_reason = choose_dtype(options.dtype, stored=stored, device=device)
+        dtype, dtype_reason = choose_dtype(options.dtype, stored=checkpoint.stored_dtypes, device=device)
         domains = load_domains(
             options.data,
             folder=checkpoint.location.folder,

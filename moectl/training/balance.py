@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moectl.arch.spec import Router
+from moectl.arch.parts import Router
 from moectl.errors import UsageError
 from moectl.training.bias import expert_load
 
@@ -80,9 +80,9 @@ def auxiliary_loss(
     total = _wide(logits_BSE).new_zeros(())
     logits_TE, valid_T = logits_BSE.flatten(0, 1), None if valid_BS is None else valid_BS.flatten()
     if options.switch_alpha:
-        total = total + options.switch_alpha * switch_loss(logits_TE, expert_ids_TK, score=router.score, valid_T=valid_T)
+        total = total + options.switch_alpha * switch_loss(logits_TE, expert_ids_TK, score=router.probability, valid_T=valid_T)
     if options.sequence_alpha:
-        loss = sequence_balance_loss(logits_BSE, score=router.score, top_k=router.top_k, valid_BS=valid_BS)
+        loss = sequence_balance_loss(logits_BSE, score=router.probability, top_k=router.top_k, valid_BS=valid_BS)
         total = total + options.sequence_alpha * loss
     if options.z_alpha:
         total = total + options.z_alpha * z_loss(logits_TE, valid_T)

@@ -15,8 +15,7 @@ import torch
 
 from moectl.data.batching import MicroBatch
 from moectl.model.decoder import Model
-from moectl.training.forward import IGNORED, next_targets
-from moectl.training.losses import linear_cross_entropy
+from moectl.training.forward import IGNORED, head_loss, next_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,7 @@ def evaluate(model: Model, batches: Sequence[MicroBatch], domain_names: Sequence
     for batch in batches:
         ids_BS = torch.from_numpy(batch.ids_BS).to(model.embed.device)
         targets_BS = next_targets(ids_BS)
-        hidden_BSH = model.hidden(ids_BS)
-        sums[batch.domain] += float(linear_cross_entropy(hidden_BSH.flatten(0, 1), model.head, targets_BS.flatten(), ignore_index=IGNORED))
+        sums[batch.domain] += float(head_loss(model, model.hidden(ids_BS), targets_BS))
         counts[batch.domain] += int((targets_BS != IGNORED).sum())
     return {name: DomainLoss(total / count, count) for name, total, count in zip(domain_names, sums, counts, strict=True) if count}
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from moectl.arch.spec import Layer, MoE
+from moectl.arch.parts import MoE
+from moectl.arch.spec import Layer
 from moectl.model.decoder import Model, OnRouting
-from moectl.model.norm import rms_norm
 from moectl.model.router import Routing
 from moectl.training.balance import BalanceOptions, auxiliary_loss
 from moectl.training.losses import linear_cross_entropy
@@ -82,17 +82,17 @@ def batch_losses(
     """Run a micro-batch. MTP modules take part if the model was loaded with them; their losses are averaged and weighted by `mtp_weight`
     (arXiv 2412.19437, eq. 25). `recompute` keeps only each layer's input and runs the layer again in the backward pass."""
     routings: list[tuple[int, Routing]] = []
-    hidden_BSH = F.embedding(ids_BS, model.embed)
+    hidden_BSH = model.embedding(ids_BS)
     for layer in model.spec.layers:
         hidden_BSH = _observed(_layer(model, layer), hidden_BSH, routings, recompute=recompute)
-    hidden_BSH = rms_norm(hidden_BSH, model.norm, eps=model.spec.norm.eps)
-    main = _cross_entropy(hidden_BSH, model.head, next_targets(ids_BS), per_step.targets)
+    hidden_BSH = model.final_norm(hidden_BSH)
+    main = _cross_entropy(model, hidden_BSH, next_targets(ids_BS), per_step.targets)
     ahead: list[Tensor] = []
     for n in range(len(model.mtp)):
         # The last n + 1 positions have no token that far ahead; their targets are ignored, so any id will do.
         following_BS = F.pad(ids_BS[:, n + 1 :], (0, min(n + 1, ids_BS.shape[1])))
         hidden_BSH = _observed(_module(model, n, following_BS), hidden_BSH, routings, recompute=recompute)
-        ahead.append(_cross_entropy(hidden_BSH, model.head, ahead_targets(ids_BS, n, boundary_ids), per_step.ahead[n]))
+        ahead.append(_cross_entropy(model, hidden_BSH, ahead_targets(ids_BS, n, boundary_ids), per_step.ahead[n]))
     auxiliary = main.new_zeros(())
     share = ids_BS.numel() / per_step.tokens
     for index, routing in routings:
@@ -146,6 +146,17 @@ def _observed(block: _Block, x_BSH: Tensor, routings: list[tuple[int, Routing]],
     return y_BSH
 
 
-def _cross_entropy(hidden_BSH: Tensor, head_VH: Tensor, targets_BS: Tensor, n_targets: int) -> Tensor:
-    total = linear_cross_entropy(hidden_BSH.flatten(0, 1), head_VH, targets_BS.flatten(), ignore_index=IGNORED)
-    return total / max(1, n_targets)
+def head_loss(model: Model, hidden_BSH: Tensor, targets_BS: Tensor) -> Tensor:
+    """The summed cross entropy of the head's logits of hidden states `[B, S, H]`, in nats; targets of IGNORED count nothing."""
+    return linear_cross_entropy(
+        model.head_input(hidden_BSH).flatten(0, 1),
+        model.head,
+        targets_BS.flatten(),
+        ignore_index=IGNORED,
+        bias_V=model.head_bias,
+        head=model.spec.head,
+    )
+
+
+def _cross_entropy(model: Model, hidden_BSH: Tensor, targets_BS: Tensor, n_targets: int) -> Tensor:
+    return head_loss(model, hidden_BSH, targets_BS) / max(1, n_targets)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from moectl import provenance
+from moectl.arch.parts import MoE
 from moectl.arch.registry import build_spec
-from moectl.arch.spec import MoE
 from moectl.checkpoint.dtypes import torch_dtype
 from moectl.data.batching import MicroBatch, micro_batches
 from moectl.data.packing import Domain
@@ -101,11 +101,11 @@ class _Run:
         else:
             self.model = job.initial()
         _check_ids(job.domains, self.model.spec.vocab_size)
-        # The layout that checkpoints are written in: there every expert has names of its own.
+        # The layout that checkpoints are written in, whatever the model came in.
         spec = build_spec(job.config)
-        named = {ref.name: parameter for ref, parameter in named_weights(self.model, spec)}
+        named = {ref.part_name: parameter for ref, parameter in named_weights(self.model, spec)}
         layers = (*spec.layers, *(ahead.layer for ahead in spec.mtp[: len(self.model.mtp)]))
-        bias_names = {layer.tensors["correction_bias"].name: layer.index for layer in layers if "correction_bias" in layer.tensors}
+        bias_names = {layer.tensors["correction_bias"].part_name: layer.index for layer in layers if "correction_bias" in layer.tensors}
         self.biases = {index: named.pop(name) for name, index in bias_names.items()}
         for parameter in named.values():
             parameter.requires_grad_()

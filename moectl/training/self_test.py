@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from moectl.arch.spec import MoE
+from moectl.arch.parts import MoE
 from moectl.errors import ModelError, UsageError
 from moectl.model.decoder import Model
 from moectl.model.router import Routing

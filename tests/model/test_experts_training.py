@@ -7,23 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle_models import CASES as CHECKPOINTS
+from oracle_cases import CASES as CHECKPOINTS
 from oracle_models import make_oracle, save
 from torch import Tensor
 
 from moectl.api import load_model
-from moectl.model import decoder, experts, experts_training
-from moectl.model.experts import ACTIVATIONS, ExpertWeights, MoEInput, dispatch, run_experts, run_experts_reference
+from moectl.arch.parts import Activation
+from moectl.model import activation, decoder
+from moectl.model.activation import ACTIVATIONS
+from moectl.model.experts import ExpertWeights, MoEInput, dispatch, run_experts, run_experts_reference
 from moectl.model.experts_training import needs_gradients, run_experts_with_gradients
 from moectl.model.weights import ResidentExperts
 
 HIDDEN, WIDTH = 6, 5
 Run = Callable[..., None]
+SILU = Activation()
+CLAMPED = Activation(name="clamped_swiglu", alpha=1.7, limit=1.5)
 
 
-def resident(n_experts: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ResidentExperts:
+def resident(n_experts: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, biases: bool = False) -> ResidentExperts:
     g = torch.Generator().manual_seed(seed)
-    shapes = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
+    shapes = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH), *(((WIDTH,), (WIDTH,), (HIDDEN,)) if biases else ()))
     source = ResidentExperts([ExpertWeights(*(torch.randn(s, generator=g).to(dtype) for s in shapes)) for _ in range(n_experts)])
     return source.requires_grad_()
 
@@ -36,11 +40,11 @@ def batch(ids: Sequence[Sequence[int]], *, dtype: torch.dtype = torch.float32, s
 
 
 def gradients(
-    run: Run, batches: list[tuple[Tensor, Tensor, Tensor]], source: ResidentExperts, act: str
+    run: Run, batches: list[tuple[Tensor, Tensor, Tensor]], source: ResidentExperts, act: Activation = SILU, *, weighs_input: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, and gradients of all tokens, weights and matrices, of a loss that weighs every output differently."""
     moe = [MoEInput(x, dispatch(ids, weights), torch.zeros_like(x, dtype=torch.float32)) for x, ids, weights in batches]
-    run(0, moe, source, act=act)
+    run(0, moe, source, act=act, weighs_input=weighs_input)
     return [m.out_TH.detach() for m in moe], backward([m.out_TH for m in moe], batches, source)
 
 
@@ -67,17 +71,41 @@ CASES = {
 def test_values_and_gradients_equal_both_recorded_versions(case: str) -> None:
     n_experts, ids = CASES[case]
     source, batches = resident(n_experts), [batch(i, seed=n) for n, i in enumerate(ids)]
-    outputs, grads = gradients(run_experts_with_gradients, batches, source, "silu")
-    expected_outputs, expected = gradients(run_experts, batches, source, "silu")
+    outputs, grads = gradients(run_experts_with_gradients, batches, source)
+    expected_outputs, expected = gradients(run_experts, batches, source)
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected_outputs, strict=True))
     torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-5)
-    obvious = [run_experts_reference(0, x, ids_TK, weights, source, act="silu") for x, ids_TK, weights in batches]
+    obvious = [run_experts_reference(0, x, ids_TK, weights, source, act=SILU) for x, ids_TK, weights in batches]
     torch.testing.assert_close(outputs, [o.detach() for o in obvious], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grads, backward(obvious, batches, source), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
-def test_finite_differences_confirm_every_activation(act: str) -> None:
+@pytest.mark.parametrize("weighs_input", [False, True], ids=["weighs output", "weighs input"])
+@pytest.mark.parametrize("act", [SILU, CLAMPED], ids=["silu", "clamped"])
+@pytest.mark.parametrize("biases", [False, True], ids=["plain", "biases"])
+def test_biases_clamps_and_weights_on_the_input(biases: bool, act: Activation, weighs_input: bool) -> None:
+    """In both dtypes: in bfloat16 rows are padded with token 0, which must not reach any gradient."""
+    ids = [[0, -1], [0, 2], [2, 0], [1, 2], [-1, 0]]
+    source, batches = resident(3, biases=biases), [batch(ids)]
+    outputs, grads = gradients(run_experts_with_gradients, batches, source, act, weighs_input=weighs_input)
+    expected_outputs, expected = gradients(run_experts, batches, source, act, weighs_input=weighs_input)
+    assert torch.equal(outputs[0], expected_outputs[0])
+    torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-5)
+    x_TH, ids_TK, weights_TK = batches[0]
+    obvious = run_experts_reference(0, x_TH, ids_TK, weights_TK, source, act=act, weighs_input=weighs_input)
+    torch.testing.assert_close(outputs[0], obvious.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads, backward([obvious], batches, source), rtol=1e-5, atol=1e-5)
+
+    narrow = resident(3, biases=biases).to(torch.bfloat16)
+    narrow_batches = [tuple(x.detach().to(torch.bfloat16).requires_grad_() if x.is_floating_point() else x for x in batches[0])]
+    _, rounded = gradients(run_experts_with_gradients, narrow_batches, narrow, act, weighs_input=weighs_input)
+    _, recorded = gradients(run_experts, narrow_batches, narrow, act, weighs_input=weighs_input)
+    for got, same in zip(rounded, recorded, strict=True):
+        assert (got.float() - same.float()).norm() <= 0.06 * same.float().norm() + 1e-3
+
+
+@pytest.mark.parametrize("act", [*(Activation(name=name) for name in ACTIVATIONS), CLAMPED], ids=lambda act: act.name)
+def test_finite_differences_confirm_every_activation(act: Activation) -> None:
     source = resident(3, dtype=torch.float64)
     x_TH, ids_TK, weights_TK = batch([[0, 2], [2, -1], [0, 2]], dtype=torch.float64)
 
@@ -108,24 +136,24 @@ def test_bfloat16_has_the_same_values_and_gradients_within_its_rounding(weights_
     ids = [[0, -1], *[[0, 2]] * 30, *[[0, -1]] * 39]
     source, (x_TH, ids_TK, weights_TK) = resident(3, dtype=torch.bfloat16), batch(ids, dtype=torch.bfloat16)
     batches = [(x_TH, ids_TK, weights_TK.detach().to(weights_dtype).requires_grad_())]
-    outputs, grads = gradients(run_experts_with_gradients, batches, source, "silu")
-    expected_outputs, _ = gradients(run_experts, batches, source, "silu")
+    outputs, grads = gradients(run_experts_with_gradients, batches, source)
+    expected_outputs, _ = gradients(run_experts, batches, source)
     assert torch.equal(outputs[0], expected_outputs[0])
     assert [g.dtype for g in grads] == [torch.bfloat16, weights_dtype, *[torch.bfloat16] * 9]
     exact = resident(3)
     exact.load_state_dict(source.float().state_dict())
     wide = [(x_TH.detach().float().requires_grad_(), ids_TK, batches[0][2].detach().float().requires_grad_())]
-    for got, true in zip(grads, gradients(run_experts, wide, exact, "silu")[1], strict=True):
+    for got, true in zip(grads, gradients(run_experts, wide, exact)[1], strict=True):
         assert (got.float() - true).norm() <= 0.01 * true.norm()
 
 
 def test_frozen_parts_get_no_gradient_and_change_no_other() -> None:
     source, (x_TH, ids_TK, weights_TK) = resident(3), batch([[0, 1], [2, 0]])
-    _, everything = gradients(run_experts_with_gradients, [(x_TH, ids_TK, weights_TK)], source, "silu")
+    _, everything = gradients(run_experts_with_gradients, [(x_TH, ids_TK, weights_TK)], source)
 
     def grads_of(x_TH: Tensor, weights_TK: Tensor, source: ResidentExperts) -> list[Tensor | None]:
         item = MoEInput(x_TH, dispatch(ids_TK, weights_TK), torch.zeros_like(x_TH))
-        run_experts_with_gradients(0, [item], source, act="silu")
+        run_experts_with_gradients(0, [item], source, act=SILU)
         (item.out_TH * torch.linspace(-1, 2, item.out_TH.numel()).view_as(item.out_TH)).sum().backward()
         return [x_TH.grad, weights_TK.grad, *(p.grad for p in source.parameters())]
 
@@ -142,7 +170,7 @@ def test_a_second_run_gives_the_same_bits() -> None:
     g = torch.Generator().manual_seed(3)
     ids = torch.stack([torch.randperm(8, generator=g)[:3] for _ in range(200)]).tolist()
     source, batches = resident(8), [batch(ids)]
-    first, second = (gradients(run_experts_with_gradients, batches, source, "silu")[1] for _ in range(2))
+    first, second = (gradients(run_experts_with_gradients, batches, source)[1] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -178,4 +206,4 @@ def test_the_decoder_chooses_by_need(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_activation_has_a_derivative() -> None:
-    assert experts_training._DERIVATIVES.keys() == experts.ACTIVATIONS.keys()
+    assert activation._DERIVATIVES.keys() == ACTIVATIONS.keys()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle_models import CASES, make_oracle, run_oracle, save
+from oracle_cases import CASES
+from oracle_models import make_oracle, run_oracle, save
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import set_config
 from transformers.cache_utils import MtpCache
@@ -16,25 +17,28 @@ from transformers.modeling_layers import MtpModel
 
 from moectl.api import load_model
 from moectl.arch import counts
+from moectl.arch.parts import MoE
 from moectl.arch.registry import build_spec
-from moectl.arch.spec import MoE
 from moectl.checkpoint.locate import locate, read_config
 from moectl.errors import DataError, ModelError, UsageError
 from moectl.model.load import open_checkpoint
 
 L, DEPTH, S = 3, 2, 16
 IDS = torch.randint(0, 103, (2, S + DEPTH + 1), generator=torch.Generator().manual_seed(7))
-DEEPSEEK_CASES = {
-    "groups-yarn-biases": {**CASES["deepseek_v3-groups-yarn-biases"][1]},
-    "plain-tied": {**CASES["deepseek_v3-plain-q-unnormed-tied"][1]},
-    "dense": {**CASES["deepseek_v3-groups-yarn-biases"][1], "first_k_dense_replace": L},
+MTP_CASES = {
+    "groups-yarn-biases": CASES["deepseek_v3-groups-yarn-biases"],
+    "plain-tied": CASES["deepseek_v3-plain-q-unnormed-tied"],
+    "dense": ("deepseek_v3", {**CASES["deepseek_v3-groups-yarn-biases"][1], "first_k_dense_replace": L}),
+    "glm-groups-qk-norm-biases-yarn": CASES["glm4_moe-groups-qk-norm-biases-yarn"],
+    "glm-tied": CASES["glm4_moe-unnormed-tied"],
 }
 Tensors = dict[str, torch.Tensor]
 
 
 def make_mtp(case: str) -> tuple[Any, Any]:
     """A random main model of transformers and its random MTP layers, in evaluation mode."""
-    main = make_oracle("deepseek_v3", {**DEEPSEEK_CASES[case], "num_nextn_predict_layers": DEPTH})
+    family, keys = MTP_CASES[case]
+    main = make_oracle(family, {**keys, "num_nextn_predict_layers": DEPTH})
     mtp = MtpModel(main, DEPTH).float().eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
@@ -91,7 +95,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.parametrize("case", DEEPSEEK_CASES)
+@pytest.mark.parametrize("case", MTP_CASES)
 def test_equals_the_oracle_and_leaves_the_main_model_alone(case: str, tmp_path: Path) -> None:
     main, mtp = make_mtp(case)
     folder = write(main, hub_tensors(main, mtp), tmp_path)

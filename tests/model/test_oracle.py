@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle_models import CASES, OracleRun, make_oracle, run_oracle, save, weight_map
+from oracle_cases import CASES, MOE_CASES
+from oracle_models import OracleRun, make_oracle, run_oracle, save, save_in_memory_layout, weight_map
 from transformers import AutoModelForCausalLM
 
 from moectl.api import load_model
-from moectl.arch.spec import MoE, Router
+from moectl.arch.parts import MoE, Router
 from moectl.model.decoder import Model
 from moectl.model.router import Routing
 
-MOE_CASES = [name for name in CASES if not name.startswith("llama")]
 IDS = torch.randint(0, 103, (3, 33), generator=torch.Generator().manual_seed(5))
+# Families whose margins are judged by the logits of transformers' own routers.
+ORACLE_LOGITS = ("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "minimax_m2")
 MANY_IDS = torch.randint(0, 103, (16, 64), generator=torch.Generator().manual_seed(6))
 
 
@@ -55,9 +57,24 @@ def test_fp32_logits_sets_and_weights(case: str, hub_style: bool, tmp_path: Path
         assert (ours - theirs).abs().max().item() <= 1e-5
 
 
+@pytest.mark.parametrize("case", MOE_CASES)
+def test_names_that_tensors_have_inside_transformers(case: str, tmp_path: Path) -> None:
+    """Some programs write a model's state_dict as it is: experts stacked, some modules under other names."""
+    oracle = make_oracle(*CASES[case])
+    expected = load_model(save(oracle, tmp_path / "hub", hub_style=True)).state_dict()
+    got = load_model(save_in_memory_layout(oracle, tmp_path / "memory")).state_dict()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
 def test_long_positions_beyond_the_original_context(tmp_path: Path) -> None:
-    """YaRN and llama3 frequencies must hold past the length they were stretched from (16 and 32 here), and for a single token."""
-    for case in ("llama-gqa-llama3-biases", "deepseek_v3-groups-yarn-biases"):
+    """Stretched frequencies must hold past the length they were stretched from (16 to 33 here), and for a single token."""
+    for case in (
+        "llama-gqa-llama3-biases",
+        "llama-dynamic-beyond-the-original-length",
+        "deepseek_v3-groups-yarn-biases",
+        "phi3-longrope-within-the-original-length-window",
+    ):
         family, keys = CASES[case]
         oracle = make_oracle(family, keys)
         model = load_model(save(oracle, tmp_path / case, hub_style=True))
@@ -76,13 +93,14 @@ def test_bf16_sets_differ_only_at_near_ties(case: str, tmp_path: Path) -> None:
     oracle's own eager and grouped experts differ from each other.
     """
     family, keys = CASES[case]
-    # Grouped GEMM wants rows of whole 16 bytes.
+    # Grouped GEMM wants rows of whole 16 bytes, and the attention kernel packs keys by 16: another chunk has other bits.
     keys = {**keys, "intermediate_size": 56} | ({"moe_intermediate_size": 24} if "moe_intermediate_size" in keys else {})
+    keys |= {"attention_chunk_size": 16} if "attention_chunk_size" in keys else {}
     folder = save(make_oracle(family, keys), tmp_path, hub_style=False)
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     grouped = run_oracle(oracle, MANY_IDS, implementation="grouped_mm")
     eager = run_oracle(oracle, MANY_IDS, implementation="eager")
-    logits = oracle(MANY_IDS, output_router_logits=True).router_logits if family == "deepseek_v3" else None
+    logits = oracle(MANY_IDS, output_router_logits=True).router_logits if family in ORACLE_LOGITS else None
 
     model = load_model(folder, dtype="bfloat16")
     _, routings = routed(model, MANY_IDS)
@@ -111,7 +129,7 @@ def relative_margin(spec: Router, logits_TE: torch.Tensor, bias: torch.Tensor | 
     key_TE = scores_TE if bias is None else scores_TE + bias
     margin_T = torch.full((key_TE.shape[0],), torch.inf)
     if spec.n_group > 1:
-        group_TG = key_TE.unflatten(1, (spec.n_group, -1)).topk(2, -1).values.sum(-1)
+        group_TG = key_TE.unflatten(1, (spec.n_group, -1)).topk(1 if spec.group_score == "max" else 2, -1).values.sum(-1)
         ranked, order = group_TG.sort(-1, descending=True)
         margin_T = (ranked[:, spec.topk_group - 1] - ranked[:, spec.topk_group]) / ranked[:, spec.topk_group - 1].abs()
         kept_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter_(1, order[:, : spec.topk_group], value=True)
@@ -121,7 +139,21 @@ def relative_margin(spec: Router, logits_TE: torch.Tensor, bias: torch.Tensor | 
     return torch.minimum(margin_T, cut_T)
 
 
-@pytest.mark.parametrize("case", ["mixtral-window", "qwen3_moe-normed-mixed-layers", "deepseek_v3-groups-yarn-biases"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "mixtral-window",
+        "qwen3_moe-normed-mixed-layers",
+        "deepseek_v3-groups-yarn-biases",
+        "deepseek_v2-best-of-groups-yarn-biases",
+        "glm4_moe-groups-qk-norm-biases-yarn",
+        "ernie4_5_moe-unshared-floor-llama3",
+        "minimax_m2-partial",
+        "gemma2-caps-window",
+        "gemma3_text-two-thetas",
+        "qwen3-layer-types-biases",
+    ],
+)
 def test_gradients_match_the_oracle(case: str, tmp_path: Path) -> None:
     """The loss's gradient reaches every parameter that the oracle's reaches, with the same value."""
     family, keys = CASES[case]

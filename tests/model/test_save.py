@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle_models import CASES, make_oracle, save
+from oracle_cases import CASES
+from oracle_models import make_oracle, save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import all_tensors

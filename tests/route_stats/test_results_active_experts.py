@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from oracle_models import CASES, make_oracle, run_oracle
+from oracle_cases import CASES
+from oracle_models import make_oracle, run_oracle
 from route_runs import TABLES, route
 from tiny_checkpoints import FAMILIES, VOCAB_SIZE, set_config
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from moectl.arch.spec import Router
+from moectl.arch.parts import Router
 from moectl.data.batching import MicroBatch
 from moectl.model.events import MoELayerInfo, RoutingEvent
 from moectl.model.router import route

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moectl.arch.spec import Router
+from moectl.arch.parts import Router
 from moectl.errors import UsageError
 from moectl.model.router import route
 from moectl.training.balance import BalanceOptions, auxiliary_loss, gamma_at, normalized_scores, sequence_balance_loss, switch_loss, z_loss

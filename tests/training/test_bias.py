@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moectl.arch.spec import Router
+from moectl.arch.parts import Router
 from moectl.errors import ModelError
 from moectl.model.router import route
 from moectl.routing.metrics import load as load_metrics

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from moectl.arch.parts import MoE
 from moectl.arch.registry import build_spec
-from moectl.arch.spec import Layer, ModelSpec, MoE, TensorRef
+from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.tensors import TensorRef
 from moectl.errors import ModelError, UsageError
 from moectl.model import decoder
 from moectl.model.decoder import Model
