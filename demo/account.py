@@ -24,8 +24,8 @@ from recipe import DENSE_CONFIG, WEIGHTS
 from train import PACKAGE_FOLDER
 
 from moectl.arch.counts import count_parameters
+from moectl.arch.parts import LatentAttention, MoE, Router
 from moectl.arch.registry import build_spec
-from moectl.arch.spec import LatentAttention, MoE, Router
 from moectl.routing.metrics.load import max_vio_noise_floor
 from moectl.units import format_bytes, format_count, format_seconds
 

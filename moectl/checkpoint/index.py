@@ -11,13 +11,17 @@ tensor one of them does not know is refused, because which of the two is right c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moectl.checkpoint.header import TensorInfo, read_header
 from moectl.checkpoint.json_object import quote, read_object
 from moectl.errors import ModelError, from_os_error
+
+if TYPE_CHECKING:
+    from moectl.checkpoint.quantised import QuantisedInfo
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -29,7 +33,7 @@ _DOWNLOAD_AGAIN = "download the checkpoint again"
 class CheckpointIndex:
     """Every tensor by name, in shard order and byte order; `total_bytes` is the sum of the tensors' bytes."""
 
-    tensors: dict[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo | QuantisedInfo]
     shards: tuple[Path, ...]
     total_bytes: int
 

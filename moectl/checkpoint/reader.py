@@ -1,4 +1,4 @@
-"""Tensors out of a checkpoint, one at a time, into their own memory. Converts and checks no values unless asked.
+"""Tensors out of a checkpoint, one at a time, into their own memory. Quantised weights are decoded; else no value is converted or checked.
 
     with TensorReader(open_index(folder)) as reader:
         w_VH = reader.read("model.embed_tokens.weight")
@@ -23,9 +23,12 @@ import torch
 from torch import Tensor
 
 from moectl.checkpoint.dtypes import torch_dtype
+from moectl.checkpoint.fp8 import decode_fp8, require_numbers
 from moectl.checkpoint.header import TensorInfo
 from moectl.checkpoint.index import CheckpointIndex
 from moectl.checkpoint.json_object import quote
+from moectl.checkpoint.mxfp4 import decode_mxfp4
+from moectl.checkpoint.quantised import QuantisedInfo
 from moectl.errors import ModelError, from_os_error
 
 # Linux moves at most 2 GiB less one page per call.
@@ -58,12 +61,17 @@ class TensorReader:
                 os.close(descriptor)
             self._descriptors.clear()
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in the checkpoint's dtype. Raises ModelError if it is unknown or its file changed."""
-        info = self._info(name)
-        return self._read(info, info.start, info.shape)
+    def read(self, name: str, *, decode: torch.dtype = torch.bfloat16) -> Tensor:
+        """The whole tensor, on the CPU, in the checkpoint's dtype; a quantised one decoded to `decode` (float32 or bfloat16).
 
-    def read_slice(self, name: str, *, index: int | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        Raises ModelError if it is unknown or its file changed.
+        """
+        info = self._info(name)
+        return self._read(info, info.start, info.shape) if isinstance(info, TensorInfo) else self._decoded(info, decode)
+
+    def read_slice(
+        self, name: str, *, index: int | None = None, rows: tuple[int, int] | None = None, decode: torch.dtype = torch.bfloat16
+    ) -> Tensor:
         """Part of a tensor, reading only the bytes of that part.
 
         `index` picks one entry along dimension 0 and drops the dimension; `rows = (start, stop)` then keeps that range
@@ -71,6 +79,26 @@ class TensorReader:
         Raises ModelError if the part lies outside the tensor.
         """
         info = self._info(name)
+        if isinstance(info, TensorInfo):
+            return self._part(info, index, rows)
+        return self._decoded(info, decode, index=index, rows=rows)
+
+    def _decoded(self, info: QuantisedInfo, dtype: torch.dtype, *, index: int | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        """A quantised weight or a part of it in `dtype`."""
+        if len(info.shape) == 3 and index is None:
+            return torch.stack([self._decoded(info, dtype, index=i, rows=rows) for i in range(info.shape[0])])
+        codes = self._part(info.codes, index, rows)
+        out = torch.empty(codes.shape[0], info.shape[-1], dtype=dtype)
+        if info.dtype == "MXFP4":
+            decode_mxfp4(codes, self._part(info.scales, index, rows), out=out)
+            return out
+        first_row = rows[0] if rows else 0
+        require_numbers(info.name, codes, first_row=first_row)
+        decode_fp8(codes, self._part(info.scales, index, None), block=info.block, first_row=first_row, out=out)
+        return out
+
+    def _part(self, info: TensorInfo, index: int | None, rows: tuple[int, int] | None) -> Tensor:
+        name = info.name
         start, shape, nbytes = info.start, info.shape, info.nbytes
         if index is not None:
             if not shape or not 0 <= index < shape[0]:
@@ -85,7 +113,7 @@ class TensorReader:
             start, shape = start + first * row_bytes, (stop - first, *shape[1:])
         return self._read(info, start, shape)
 
-    def _info(self, name: str) -> TensorInfo:
+    def _info(self, name: str) -> TensorInfo | QuantisedInfo:
         info = self.index.tensors.get(name)
         if info is None:
             near = difflib.get_close_matches(name, list(self.index.tensors)[:5000], n=3)
