@@ -7,6 +7,8 @@ counted(3, "layer")      # "3 layers"
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def whole(value: float) -> str:
     """`12`."""
@@ -56,3 +58,10 @@ def times(factor: float) -> str:
 def counted(number: float, noun: str) -> str:
     """`1 layer`, `1,200 layers`."""
     return f"{int(number):,} {noun}{'' if number == 1 else 's'}"
+
+
+def extent(values: Iterable[int]) -> str:
+    """`64`, or `16 to 64` where they differ."""
+    known = [int(value) for value in values]
+    low, high = min(known), max(known)
+    return f"{low}" if low == high else f"{low} to {high}"

@@ -50,6 +50,12 @@ def test_says_what_was_run(stats_of):
     assert lines[2].rstrip() == "float32 on cpu: 812 tokens/s, 13.8 GB read, peak 3.90 GB, 42 s"
 
 
+def test_layers_of_different_sizes_are_all_counted(stats_of):
+    stats = stats_of()
+    stats.layers.loc[stats.layers["layer"] == stats.moe_layers[-1], ["n_experts", "top_k"]] = [64, 6]
+    assert re.search(r"\d+ to 64 experts, \d to 6 per token", drawn(stats, 100).splitlines()[0])
+
+
 def test_unequal_domains_are_counted_each(stats_of):
     stats = stats_of()
     next(iter(stats.summary["data"].values()))["tokens"] = 4000

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from moectl.report.attention import attention
 from moectl.report.findings import findings
 from moectl.report.headline import headline
-from moectl.report.numerals import three_digits
+from moectl.report.numerals import extent, three_digits
 from moectl.report.page.data import json_text, page_data
 from moectl.report.rows import overall_rows
 
@@ -99,18 +99,14 @@ def _facts(stats: RouteStats) -> str:
     entries = [
         ("Family", model.get("model_type")),
         ("Layers", f"{len(rows)} with experts, of {model['layers']}" if "layers" in model else len(rows)),
-        ("Experts", _range(rows["n_experts"])),
-        ("Per token", f"{_range(rows['top_k'])}{f' + {shared} shared' if shared else ''}"),
+        ("Experts", extent(rows["n_experts"])),
+        ("Per token", f"{extent(rows['top_k'])}{f' + {shared} shared' if shared else ''}"),
         ("Tokens", f"{sum(row['tokens'] for row in data.values()):,}" if data else None),
         ("Sequences", f"{sum(row['sequences'] for row in data.values()):,}" if data else None),
     ]
     facts = "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in entries if value is not None)
     routing = f'<p class="routing"><span>Routing</span> {_text(model["routing"])}</p>' if "routing" in model else ""
     return f'<dl class="facts">{facts}</dl>\n{routing}\n{_domains(data, stats.summary.get("perplexity") or {})}'
-
-
-def _range(values: Any) -> str:
-    return f"{values.min()}" if values.min() == values.max() else f"{values.min()} to {values.max()}"
 
 
 def _domains(data: Mapping[str, Mapping[str, Any]], perplexity: Mapping[str, Mapping[str, Any]]) -> str:

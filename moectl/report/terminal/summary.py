@@ -17,7 +17,7 @@ from rich.text import Text
 
 from moectl.report.findings import findings
 from moectl.report.headline import headline
-from moectl.report.numerals import counted
+from moectl.report.numerals import counted, extent
 from moectl.report.rows import domain_names, overall_rows
 from moectl.report.terminal.figures import figure_table
 from moectl.report.terminal.layers import layer_table, layers_to_look_at
@@ -47,11 +47,12 @@ def render(stats: RouteStats, *, width: int) -> Group:
 
 def _run(stats: RouteStats) -> Text:
     model, data, throughput = stats.summary["model"], stats.summary["data"], stats.summary["throughput"]
+    rows = overall_rows(stats)
     shared = model["shared_experts"]
     text = Text(str(model["name"]), style="bold cyan")
     text.append(
-        f"  {model['model_type']}, {counted(len(overall_rows(stats)), 'MoE layer')} of {model['layers']}, {model['experts']} experts, "
-        f"{model['top_k']} per token{f' + {shared} shared' if shared else ''}\n",
+        f"  {model['model_type']}, {counted(len(rows), 'MoE layer')} of {model['layers']}, {extent(rows['n_experts'])} experts, "
+        f"{extent(rows['top_k'])} per token{f' + {shared} shared' if shared else ''}\n",
         style="not bold default",
     )
     tokens, sequences = sum(row["tokens"] for row in data.values()), sum(row["sequences"] for row in data.values())
