@@ -1,4 +1,4 @@
-"""gpt_oss: gpt-oss-20b and 120b (arXiv 2508.10925), with experts in bf16.
+"""gpt_oss: gpt-oss-20b and 120b (arXiv 2508.10925), with experts in MXFP4, as published, or in bf16.
 
 Attention sinks, alternating windows, a clamped SwiGLU, biases everywhere, the experts' included; weights are a softmax over the selected.
 """
@@ -6,12 +6,14 @@ Attention sinks, alternating windows, a clamped SwiGLU, biases everywhere, the e
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from moectl.arch import blocks
 from moectl.arch.config import Config
 from moectl.arch.parts import Activation, GroupedQueryAttention, MoE, Norm, Rope, Router
 from moectl.arch.rope import parse_rope, rope_settings, whole_head
 from moectl.arch.spec import Layer, ModelSpec
+from moectl.arch.tensors import EVERY_EXPERT, ExpertTensors, TensorRef
 
 # What a configuration without rotary settings means.
 _YARN = {
@@ -22,6 +24,7 @@ _YARN = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
+_GROUP = 32
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -68,9 +71,7 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
             sinks=True,
             softmax_dtype="model",
         )
-        experts = blocks.transposed_expert_tensors(
-            f"{prefix}.mlp.experts", n_experts=router.n_experts, hidden=hidden, width=width, interleaved=True, bias=True
-        )
+        experts = _experts(config, f"{prefix}.mlp.experts", router.n_experts, hidden, width, present)
         tensors = {
             **blocks.layer_norms(prefix, hidden),
             **blocks.attention_tensors(f"{prefix}.self_attn", hidden, attention, qkv_bias=bias, o_bias=bias),
@@ -80,6 +81,24 @@ def spec(config: Config, present: Collection[str]) -> ModelSpec:
         layers.append(Layer(index=i, attention=attention, ffn=ffn, norm=norm, tensors=tensors))
     vocab = config.integer("vocab_size", default=201088)
     return blocks.decoder(config, vocab=vocab, hidden=hidden, layers=layers, norm=norm, max_positions=max_positions)
+
+
+def _experts(config: Config, prefix: str, n_experts: int, hidden: int, width: int, present: Collection[str]) -> ExpertTensors:
+    """Rows of gate and up in turns. In bf16 matrices lie transposed; in MXFP4, which goes by the name of its codes, as they multiply."""
+    experts = blocks.transposed_expert_tensors(prefix, n_experts=n_experts, hidden=hidden, width=width, interleaved=True, bias=True)
+    gate_up, down = f"{prefix}.gate_up_proj_blocks", f"{prefix}.down_proj_blocks"
+    if gate_up not in present:
+        return experts
+    for key, size in (("hidden_size", hidden), ("intermediate_size", width)):
+        if size % _GROUP:
+            raise config.mismatch(key, size, f"a multiple of {_GROUP}, the size of MXFP4's groups")
+    shape = (n_experts, 2 * width, hidden)
+    return replace(
+        experts,
+        gate=TensorRef(name=gate_up, shape=shape, index=EVERY_EXPERT, rows=(0, 2 * width), row_step=2),
+        up=TensorRef(name=gate_up, shape=shape, index=EVERY_EXPERT, rows=(1, 2 * width), row_step=2),
+        down=TensorRef(name=down, shape=(n_experts, hidden, width), index=EVERY_EXPERT),
+    )
 
 
 def _rope(config: Config, head_dim: int, max_positions: int) -> Rope:

@@ -1,4 +1,4 @@
-"""The checkpoint formats moectl does not read, each refused by name with what to do instead.
+"""The checkpoint formats moectl does not read, each refused by name with what to do instead. FP8 in blocks and MXFP4 it reads.
 
     refuse_files({"model.Q4_K_M.gguf", "config.json"}, where="models/qwen")
     refuse_quantization(config, where="models/qwen")
@@ -15,6 +15,7 @@ from typing import Any
 
 from moectl.checkpoint.index import INDEX_NAME, weight_names
 from moectl.checkpoint.json_object import quote
+from moectl.checkpoint.quantised import read_quantisation
 from moectl.errors import ModelError
 
 _GGUF_HINT = "use the safetensors repository this file was made from"
@@ -22,7 +23,7 @@ _PICKLE_HINT = "convert it: `AutoModelForCausalLM.from_pretrained(MODEL).save_pr
 _LORA_HINT = "merge it into its base model first: `merge_and_unload()` of peft, then `save_pretrained`"
 _CONSOLIDATED_HINT = "use the repository's Hugging Face layout: `config.json` with `model-*.safetensors`"
 _ORIGINAL_HINT = "use the original bf16 repository of this model"
-_BF16_HINT = "this version reads no quantised weights: use a bf16 copy of this model"
+_BF16_HINT = "of quantised weights moectl reads FP8 with a scale for each block, and MXFP4: use one of these, or a bf16 copy of this model"
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Left beside the weights by trainers; not weights.
@@ -32,8 +33,6 @@ _METHODS = {
     "awq": ("AWQ", _ORIGINAL_HINT),
     "bitsandbytes": ("bitsandbytes", _ORIGINAL_HINT),
     "compressed-tensors": ("compressed-tensors", _ORIGINAL_HINT),
-    "fp8": ("FP8", _BF16_HINT),
-    "mxfp4": ("MXFP4", _BF16_HINT),
 }
 # Written by tools that keep the method out of `config.json`.
 _METHOD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
@@ -75,11 +74,11 @@ def refuse_file(path: PurePath) -> None:
 
 
 def refuse_quantization(config: dict[str, Any], *, names: Collection[str], where: str) -> None:
-    """Raise ModelError if `config.json`, or a file among `names` beside it, says that the weights are quantised."""
+    """Raise ModelError if `config.json`, or a file among `names` beside it, says that the weights are quantised and not read."""
     method = _method(config, where)
     if method is None:
         method = next((method for file, method in _METHOD_FILES.items() if file in names), None)
-    if method is None:
+    if method is None or read_quantisation(config, where=where) is not None:
         return
     title, hint = _METHODS.get(method, (quote(method), _BF16_HINT))
     raise ModelError(

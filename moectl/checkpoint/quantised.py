@@ -28,6 +28,8 @@ _BLOCKS, _SCALES = "_blocks", "_scales"
 _SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 _GROUP, _GROUP_BYTES = 32, 16
 _DOWNLOAD_AGAIN = "download the checkpoint again"
+_BLOCKS_HINT = "moectl reads FP8 as e4m3 with a scale for each block, as DeepSeek publishes it; use a bf16 copy of this model"
+_FP8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,11 @@ class QuantisedInfo:
 
 
 def read_quantisation(config: Mapping[str, Any], *, where: str) -> Quantisation | None:
-    """What `quantization_config` says, None without one. Raises ModelError if it is damaged; for other methods see `formats.py`."""
+    """What `quantization_config` says; None without one, and for the methods that `formats.py` refuses.
+
+    Other keys, such as `modules_to_not_convert`, say nothing that the tensors do not say. Raises ModelError for FP8 that is not e4m3 with a
+    scale for each block.
+    """
     found = config.get("quantization_config") or {}
     if not found and isinstance(config.get("text_config"), dict):
         found = config["text_config"].get("quantization_config") or {}
@@ -70,23 +76,29 @@ def read_quantisation(config: Mapping[str, Any], *, where: str) -> Quantisation 
     if method != "fp8":
         return None
     if found.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
-        raise ModelError(
-            f"the FP8 weights of `{where}` have the format {quote(found['fmt'])}, not e4m3", hint="use a bf16 copy of this model"
-        )
+        raise ModelError(f"the FP8 weights of `{where}` have the format {quote(found['fmt'])}, not e4m3", hint=_BLOCKS_HINT)
     block = found.get("weight_block_size")
+    if block is None:
+        scheme = found.get("activation_scheme")
+        activations = f" and `activation_scheme` {quote(scheme)}" if scheme else ""
+        raise ModelError(
+            f"the FP8 weights of `{where}` have no `weight_block_size`{activations}: a scale for each tensor", hint=_BLOCKS_HINT
+        )
     if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or n < 1 for n in block):
         raise ModelError(
-            f"the FP8 weights of `{where}` have the `weight_block_size` {quote(block)}, not two sizes such as [128, 128]",
-            hint="moectl reads FP8 with a scale for each block, as DeepSeek publishes it; use a bf16 copy of this model",
+            f"the FP8 weights of `{where}` have the `weight_block_size` {quote(block)}, not two sizes such as [128, 128]", hint=_BLOCKS_HINT
         )
     return Quantisation("fp8", (block[0], block[1]))
 
 
 def with_weights(index: CheckpointIndex, quantisation: Quantisation | None) -> CheckpointIndex:
-    """`index` with every quantised weight as one QuantisedInfo. Raises ModelError where codes and scales do not fit together."""
+    """`index` with every quantised weight as one QuantisedInfo.
+
+    Raises ModelError where codes and scales do not fit together, or where there are codes that `quantisation` does not speak of.
+    """
     tensors: dict[str, TensorInfo | QuantisedInfo] = dict(index.tensors)
     if quantisation is None:
-        _refuse_codes(tensors)
+        _refuse_codes(tensors, "config.json has no `quantization_config`")
         return index
     for name, info in index.tensors.items():
         assert isinstance(info, TensorInfo)
@@ -96,16 +108,29 @@ def with_weights(index: CheckpointIndex, quantisation: Quantisation | None) -> C
         elif quantisation.method == "mxfp4" and name.endswith(_BLOCKS) and info.dtype == "U8":
             scales = _partner(tensors, info, name.removesuffix(_BLOCKS) + _SCALES)
             tensors[name] = _mxfp4(info, scales)
+    _refuse_codes(tensors, f"the `quantization_config` of config.json is one of {quantisation.method}")
     return replace(index, tensors=tensors)
 
 
-def _refuse_codes(tensors: Mapping[str, TensorInfo | QuantisedInfo]) -> None:
-    codes = [name for name, info in tensors.items() if info.dtype in ("F8_E4M3", "F8_E5M2")]
-    if codes:
-        raise ModelError(
-            f"{len(codes)} tensors hold FP8 codes, such as {quote(codes[0])}, but config.json has no `quantization_config`",
-            hint="take the config.json that came with these weights",
-        )
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` for the same weights, decoded: without `quantization_config`, on both levels of a multimodal model."""
+    found = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(found.get("text_config"), Mapping):
+        found["text_config"] = plain_config(found["text_config"])
+    return found
+
+
+def _refuse_codes(tensors: Mapping[str, TensorInfo | QuantisedInfo], but: str) -> None:
+    """Codes that would be taken for values."""
+    left = [info for info in tensors.values() if isinstance(info, TensorInfo)]
+    fp8 = [info.name for info in left if info.dtype in _FP8_DTYPES]
+    mxfp4 = [info.name for info in left if info.dtype == "U8" and info.name.endswith(_BLOCKS)]
+    for kind, codes in (("FP8", fp8), ("MXFP4", mxfp4)):
+        if codes:
+            raise ModelError(
+                f"{len(codes)} {'tensor holds' if len(codes) == 1 else 'tensors hold'} {kind} codes, such as {quote(codes[0])}, but {but}",
+                hint="take the config.json that came with these weights",
+            )
 
 
 def _partner(tensors: dict[str, TensorInfo | QuantisedInfo], codes: TensorInfo, name: str) -> TensorInfo:
@@ -117,7 +142,7 @@ def _partner(tensors: dict[str, TensorInfo | QuantisedInfo], codes: TensorInfo, 
 
 def _fp8(codes: TensorInfo, scales: TensorInfo, block: tuple[int, int]) -> QuantisedInfo:
     if len(codes.shape) not in (2, 3):
-        raise ModelError(f"tensor {quote(codes.name)} is quantised in blocks but has the shape {list(codes.shape)}")
+        raise ModelError(f"tensor {quote(codes.name)} is quantised in blocks but has the shape {list(codes.shape)}", hint=_BLOCKS_HINT)
     *stack, rows, columns = codes.shape
     expected = (*stack, -(-rows // block[0]), -(-columns // block[1]))
     _check_scales(codes, scales, expected, _SCALE_DTYPES)
@@ -126,7 +151,10 @@ def _fp8(codes: TensorInfo, scales: TensorInfo, block: tuple[int, int]) -> Quant
 
 def _mxfp4(codes: TensorInfo, scales: TensorInfo) -> QuantisedInfo:
     if len(codes.shape) != 4 or codes.shape[3] != _GROUP_BYTES:
-        raise ModelError(f"tensor {quote(codes.name)} has the shape {list(codes.shape)}, not [experts, rows, groups, {_GROUP_BYTES}]")
+        raise ModelError(
+            f"tensor {quote(codes.name)} has the shape {list(codes.shape)}, not [experts, rows, groups, {_GROUP_BYTES}]",
+            hint=_DOWNLOAD_AGAIN,
+        )
     _check_scales(codes, scales, codes.shape[:3], ("U8",))
     experts, rows, groups = codes.shape[:3]
     return QuantisedInfo(codes.name, "MXFP4", (experts, rows, groups * _GROUP), codes, scales, (1, _GROUP))

@@ -13,6 +13,7 @@ Shape suffixes: L = all elements, flattened.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import threading
 from pathlib import Path
@@ -34,6 +35,10 @@ from moectl.errors import ModelError, from_os_error
 # Linux moves at most 2 GiB less one page per call.
 _MAX_READ = 1 << 30
 _EXACT_CHUNK = 1 << 22
+_DECODED_AT_ONCE = 1 << 20
+# Below these no code, 6 at most in MXFP4 and 448 in FP8, gives a value that bfloat16 does not hold.
+_MAX_EXPONENT = 127 + 125
+_MAX_SCALE = 2.0**118
 
 
 class TensorReader:
@@ -47,6 +52,7 @@ class TensorReader:
         self.bytes_read = 0
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._buffers = _Buffers()
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +70,7 @@ class TensorReader:
     def read(self, name: str, *, decode: torch.dtype = torch.bfloat16) -> Tensor:
         """The whole tensor, on the CPU, in the checkpoint's dtype; a quantised one decoded to `decode` (float32 or bfloat16).
 
-        Raises ModelError if it is unknown or its file changed.
+        Raises ModelError if it is unknown, its file changed, or a quantised one holds a value that is not finite.
         """
         info = self._info(name)
         return self._read(info, info.start, info.shape) if isinstance(info, TensorInfo) else self._decoded(info, decode)
@@ -76,7 +82,7 @@ class TensorReader:
 
         `index` picks one entry along dimension 0 and drops the dimension; `rows = (start, stop)` then keeps that range
         of the first remaining dimension. For an [E, I, H] tensor, `index=3, rows=(0, 8)` gives [8, H].
-        Raises ModelError if the part lies outside the tensor.
+        Raises ModelError if the part lies outside the tensor, and as `read`.
         """
         info = self._info(name)
         if isinstance(info, TensorInfo):
@@ -85,33 +91,54 @@ class TensorReader:
 
     def _decoded(self, info: QuantisedInfo, dtype: torch.dtype, *, index: int | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         """A quantised weight or a part of it in `dtype`."""
-        if len(info.shape) == 3 and index is None:
-            return torch.stack([self._decoded(info, dtype, index=i, rows=rows) for i in range(info.shape[0])])
-        codes = self._part(info.codes, index, rows)
-        out = torch.empty(codes.shape[0], info.shape[-1], dtype=dtype)
-        if info.dtype == "MXFP4":
-            decode_mxfp4(codes, self._part(info.scales, index, rows), out=out)
+        _require_part(info, index, rows)
+        shape = info.shape if index is None else info.shape[1:]
+        first, stop = rows or (0, shape[0])
+        out = torch.empty(stop - first, *shape[1:], dtype=dtype)
+        if len(shape) == 2:
+            self._decode(info, index, first, out)
             return out
-        first_row = rows[0] if rows else 0
-        require_numbers(info.name, codes, first_row=first_row)
-        decode_fp8(codes, self._part(info.scales, index, None), block=info.block, first_row=first_row, out=out)
+        for entry in range(first, stop):
+            self._decode(info, entry, 0, out[entry - first])
         return out
 
-    def _part(self, info: TensorInfo, index: int | None, rows: tuple[int, int] | None) -> Tensor:
-        name = info.name
+    def _decode(self, info: QuantisedInfo, index: int | None, first_row: int, out: Tensor) -> None:
+        """Fill `out` [R, C] with the rows from `first_row` on.
+
+        Some rows at a time, with memory that is used again: a plan counts what is held, and buffers that come and go between weights that
+        stay would leave holes in the heap as large as these.
+        """
+        R, C = out.shape
+        high = info.block[0]
+        blocks = first_row // high, -(-(first_row + R) // high)
+        scales = self._part(info.scales, index, blocks)
+        require_finite(info.scales.name, scales, first_row=blocks[0])
+        n_rows = max(1, _DECODED_AT_ONCE // max(C, 1))
+        bytes_, scratch = self._buffers.of(max(_DECODED_AT_ONCE, C))
+        for start in range(0, R, n_rows):
+            stop = min(R, start + n_rows)
+            here = first_row + start, first_row + stop
+            codes = self._part(info.codes, index, here, into=bytes_)
+            if info.dtype == "MXFP4":
+                decode_mxfp4(codes, scales[start:stop], out=out[start:stop], scratch=scratch)
+            else:
+                require_numbers(info.name, codes, first_row=here[0])
+                decode_fp8(codes, scales, block=info.block, first_row=here[0] - blocks[0] * high, out=out[start:stop], scratch=scratch)
+        largest = float(scales.float().abs().amax()) if scales.numel() else 0.0
+        if largest > (_MAX_EXPONENT if info.dtype == "MXFP4" else _MAX_SCALE):
+            require_finite(info.name, out, first_row=first_row)
+
+    def _part(self, info: TensorInfo, index: int | None, rows: tuple[int, int] | None, *, into: Tensor | None = None) -> Tensor:
+        _require_part(info, index, rows)
         start, shape, nbytes = info.start, info.shape, info.nbytes
         if index is not None:
-            if not shape or not 0 <= index < shape[0]:
-                raise ModelError(f"tensor {quote(name)} of shape {list(shape)} has no entry {index}")
             nbytes //= shape[0]
             start, shape = start + index * nbytes, shape[1:]
         if rows is not None:
             first, stop = rows
-            if not shape or not 0 <= first <= stop <= shape[0]:
-                raise ModelError(f"tensor {quote(name)} of shape {list(info.shape)} has no rows {first} to {stop}")
             row_bytes = nbytes // shape[0] if shape[0] else 0
             start, shape = start + first * row_bytes, (stop - first, *shape[1:])
-        return self._read(info, start, shape)
+        return self._read(info, start, shape, into=into)
 
     def _info(self, name: str) -> TensorInfo | QuantisedInfo:
         info = self.index.tensors.get(name)
@@ -123,8 +150,10 @@ class TensorReader:
             )
         return info
 
-    def _read(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> Tensor:
-        tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    def _read(self, info: TensorInfo, start: int, shape: tuple[int, ...], *, into: Tensor | None = None) -> Tensor:
+        """`into`: bytes to use instead of memory of its own; those of 8-bit values."""
+        dtype = torch_dtype(info.dtype)
+        tensor = torch.empty(shape, dtype=dtype) if into is None else into[: math.prod(shape)].view(dtype).view(shape)
         view = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
             descriptor = self._descriptor(info.file)
@@ -148,6 +177,32 @@ class TensorReader:
             if file not in self._descriptors:
                 self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             return self._descriptors[file]
+
+
+def _require_part(info: TensorInfo | QuantisedInfo, index: int | None, rows: tuple[int, int] | None) -> None:
+    shape = info.shape
+    if index is not None:
+        if not shape or not 0 <= index < shape[0]:
+            raise ModelError(f"tensor {quote(info.name)} of shape {list(shape)} has no entry {index}")
+        shape = shape[1:]
+    if rows is not None and (not shape or not 0 <= rows[0] <= rows[1] <= shape[0]):
+        raise ModelError(f"tensor {quote(info.name)} of shape {list(info.shape)} has no rows {rows[0]} to {rows[1]}")
+
+
+class _Buffers(threading.local):
+    """Memory for codes and for decoding them, of each thread its own."""
+
+    def __init__(self) -> None:
+        self._values = 0
+
+    def of(self, values: int) -> tuple[Tensor, Tensor]:
+        """uint8 and int32, as many as `values` at least."""
+        if self._values < values:
+            # Made while only evaluating, they could not be written to while training.
+            with torch.inference_mode(False):
+                self._bytes, self._scratch = torch.empty(values, dtype=torch.uint8), torch.empty(values, dtype=torch.int32)
+            self._values = values
+        return self._bytes, self._scratch
 
 
 def require_finite(name: str, tensor: Tensor, *, first_row: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 Shapes: T tokens of a micro-batch, K slots per token, H hidden, I width, N tokens of one expert.
 
-Weights of experts come from an ExpertSource: resident, streamed or (later) quantised. Tokens are sorted by expert once; each expert sees
+Weights of experts come from an ExpertSource: resident or streamed. Tokens are sorted by expert once; each expert sees
 its own rows only; outputs are weighted in the promoted dtype of output and weight, summed in float32 in ascending order of experts, and
 rounded once.
 """

@@ -15,6 +15,8 @@ import torch
 from moectl.errors import ResourceError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Quantised formats, by the name of a tensor's dtype: weights that were bfloat16 before they were quantised.
+_QUANTISED = {"F8_E4M3": "FP8", "MXFP4": "MXFP4"}
 # Instructions that multiply bfloat16: AVX-512 BF16 or AMX on x86, BF16 on Arm.
 _CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -36,20 +38,23 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, *, stored: Iterable[str], device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in and why. `stored`: the checkpoint's dtypes, by safetensors name, one per tensor.
+    """The dtype to compute in and why. `stored`: the checkpoint's dtypes, by safetensors name or MXFP4, one per tensor.
 
-    `auto` is the checkpoint's, or float32 on a CPU without bfloat16 instructions. Raises UsageError for an unknown name.
+    `auto` is the checkpoint's, quantised weights counting as bfloat16, or float32 on a CPU without bfloat16 instructions. Raises UsageError
+    for an unknown name.
     """
     if dtype != "auto":
         if dtype not in DTYPES:
             raise UsageError(f"`{dtype}` is not a dtype to compute in", hint="write `auto`, `float32` or `bfloat16`")
         return DTYPES[dtype], "as asked"
-    ((main, _),) = Counter(stored).most_common(1) or [("F32", 0)]
+    stored = list(stored)
+    ((main, _),) = Counter("BF16" if name in _QUANTISED else name for name in stored).most_common(1) or [("F32", 0)]
     if main != "BF16":
         return torch.float32, "the checkpoint's" if main == "F32" else f"the checkpoint holds {main}, which is computed in float32"
     if device.type == "cpu" and not cpu_has_bfloat16():
         return torch.float32, "this CPU has no bfloat16 instructions"
-    return torch.bfloat16, "the checkpoint's"
+    decoded = "".join(f", {_QUANTISED[name]} decoded" for name in _QUANTISED if name in stored)
+    return torch.bfloat16, "the checkpoint's" + decoded
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -25,6 +25,7 @@ from moectl.arch.tensors import TensorRef
 from moectl.arch.text_tower import with_dtype
 from moectl.checkpoint.dtypes import dtype_name
 from moectl.checkpoint.locate import CONFIG_NAME
+from moectl.checkpoint.quantised import plain_config
 from moectl.checkpoint.writer import DEFAULT_SHARD_SIZE, CheckpointWriter, PlannedTensor
 from moectl.errors import ModelError, from_os_error
 from moectl.model.decoder import Model
@@ -58,7 +59,8 @@ def save_model(
 ) -> None:
     """Write weights and config.json into `folder`, which should be a staged one. `dtype`: None keeps that of each parameter.
 
-    Weights the family keeps in float32 stay float32. Raises ModelError if `config` describes another model, ResourceError.
+    Weights the family keeps in float32 stay float32. What was quantised is written decoded, as config.json then says. Raises ModelError if
+    `config` describes another model, ResourceError.
     """
     spec = build_spec(config)
     parts: dict[str, list[tuple[TensorRef, nn.Parameter]]] = {}
@@ -73,7 +75,7 @@ def save_model(
             writer.write(name, _assembled(some, _stored_dtype(some, dtype)))
     main = _stored_dtype(parts[spec.tensors["embed"].name], dtype)
     try:
-        text = json.dumps(with_dtype(config, str(main).removeprefix("torch.")), indent=2) + "\n"
+        text = json.dumps(with_dtype(plain_config(config), str(main).removeprefix("torch.")), indent=2) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     except OSError as error:
         raise from_os_error(error, f"write `{folder / CONFIG_NAME}`") from error

@@ -1,4 +1,4 @@
-"""Weights of a spec, read one by one from a checkpoint: cast, placed, and checked for NaN.
+"""Weights of a spec, read one by one from a checkpoint: decoded or cast, placed, and checked for NaN.
 
 WeightReader is also the streamed ExpertSource: `get` reads one expert from disk. ResidentLayer and ResidentExperts hold weights as
 parameters, filled from any WeightSource.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moectl.arch.parts import MoE
 from moectl.arch.spec import Layer, ModelSpec
 from moectl.arch.tensors import TensorRef
+from moectl.checkpoint.header import TensorInfo
 from moectl.checkpoint.reader import TensorReader, require_finite
 from moectl.model.ends import scale_embedding
 from moectl.model.experts import ExpertWeights
@@ -62,12 +63,16 @@ class WeightReader(WeightSource):
 
     def _stored(self, ref: TensorRef) -> Tensor:
         """A tensor as it lies on disk, or one of its slices, cast and placed."""
+        dtype = torch.float32 if ref.keep_float32 else self.dtype
+        decode = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         if ref.index is None and ref.rows is None:
-            raw = self.reader.read(ref.name)
+            raw = self.reader.read(ref.name, decode=decode)
         else:
-            raw = self.reader.read_slice(ref.name, index=ref.index, rows=ref.rows)
-        require_finite(ref.name, raw, first_row=ref.rows[0] if ref.rows else 0)
-        return raw.to(device=self.device, dtype=torch.float32 if ref.keep_float32 else self.dtype)
+            raw = self.reader.read_slice(ref.name, index=ref.index, rows=ref.rows, decode=decode)
+        # The reader has looked at the codes and scales of quantised weights, which are fewer bytes.
+        if isinstance(self.reader.index.tensors[ref.name], TensorInfo):
+            require_finite(ref.name, raw, first_row=ref.rows[0] if ref.rows else 0)
+        return raw.to(device=self.device, dtype=dtype)
 
     def _part(self, ref: TensorRef, stored: Tensor) -> Tensor:
         """What `ref` means of the slice it lies in."""
@@ -113,9 +118,7 @@ class WeightReader(WeightSource):
             stop = min(vocab, start + rows)
             if not used[start:stop].any():
                 continue
-            stored_RH = self.reader.read_slice(ref.name, rows=(start, stop))
-            require_finite(ref.name, stored_RH, first_row=start)
-            table_RH = scale_embedding(self.spec.embedding, stored_RH.to(device=self.device, dtype=self.dtype))
+            table_RH = scale_embedding(self.spec.embedding, self._stored(replace(ref, rows=(start, stop))))
             for ids_BS, x_BSH in zip(batches, out, strict=True):
                 here_BS = (ids_BS >= start) & (ids_BS < stop)
                 x_BSH[here_BS] = table_RH[ids_BS[here_BS] - start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 
@@ -11,7 +12,8 @@ import torch
 from moectl import plan as planning
 from moectl.arch import counts
 from moectl.arch.parts import MoE
-from moectl.checkpoint.header import dtype_bits
+from moectl.checkpoint.header import TensorInfo, dtype_bits
+from moectl.checkpoint.quantised import QuantisedInfo
 from moectl.data.batching import MicroBatch
 from moectl.model import head
 from moectl.model.load import Checkpoint
@@ -40,7 +42,7 @@ def plan_run(
     Raises ResourceError if memory or disk cannot hold it.
     """
     sizes = forward_sizes(checkpoint, batches)
-    stored = max(dtype_bits(dtype) for dtype in checkpoint.stored_dtypes) // 8
+    stored = max(_stored_itemsize(info) for info in checkpoint.stored)
     # First, so that what the libraries allocate on first use is part of the process.
     flops_per_s = gemm_flops_per_second(dtype, device)
     process = psutil.Process().memory_info().rss + planning.MARGIN_BYTES + _counting_bytes(checkpoint, batches)
@@ -86,6 +88,13 @@ def plan_run(
         perplexity=options.perplexity,
         predicted_ids=predicted_ids,
     )
+
+
+def _stored_itemsize(info: TensorInfo | QuantisedInfo) -> int:
+    """Bytes of a value on disk, rounded up; of quantised weights at least two, which leaves room to decode."""
+    if isinstance(info, TensorInfo):
+        return dtype_bits(info.dtype) // 8
+    return max(2, -(-info.nbytes // max(1, math.prod(info.shape))))
 
 
 def forward_sizes(checkpoint: Checkpoint, batches: Sequence[MicroBatch]) -> ForwardSizes:

@@ -28,6 +28,7 @@ from moectl.checkpoint.dtypes import dtype_name
 from moectl.checkpoint.index import open_index
 from moectl.checkpoint.json_object import read_object
 from moectl.checkpoint.locate import CONFIG_NAME
+from moectl.checkpoint.quantised import plain_config
 from moectl.checkpoint.reader import TensorReader
 from moectl.checkpoint.writer import CheckpointWriter, PlannedTensor
 from moectl.errors import ModelError, UsageError
@@ -111,7 +112,7 @@ def load_state(path: Path, *, expected: Mapping[str, Any], config: Mapping[str, 
     # What an earlier version did not write down cannot be compared.
     for key in (key for key in expected if key in state):
         _compare(key, state[key], expected[key], path)
-    written = read_object(path / CONFIG_NAME)
+    written, config = read_object(path / CONFIG_NAME), plain_config(config)
     # The dtype is the checkpoint's own.
     for key in sorted((written.keys() | config.keys()) - {"dtype", "torch_dtype"}):
         _compare(f"config.{key}", written.get(key), config.get(key), path)

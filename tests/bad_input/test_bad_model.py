@@ -94,7 +94,7 @@ MODELS = {
     "awq": (quantised(quant_method="awq", bits=4), ("quantised with AWQ",), "bf16"),
     "bitsandbytes": (quantised(load_in_4bit=True), ("quantised with bitsandbytes",), "bf16"),
     "compressed-tensors": (quantised(quant_method="compressed-tensors"), ("quantised with compressed-tensors",), "bf16"),
-    "fp8": (quantised(quant_method="fp8", weight_block_size=[128, 128]), ("quantised with FP8",), "bf16"),
+    "fp8": (quantised(quant_method="fp8"), ("the FP8 weights of `model` have no `weight_block_size`",), "bf16"),
     "gguf": (only("model.Q4_K_M.gguf"), ("`model` holds only GGUF weights, such as `model.Q4_K_M.gguf`",), "safetensors"),
     "pickle": (only("pytorch_model.bin"), ("`model` holds only PyTorch pickles, such as `pytorch_model.bin`",), "save_pretrained"),
     "lora": (only("adapter_config.json", "adapter_model.safetensors"), ("`model` is a LoRA adapter",), "merge"),

@@ -14,10 +14,12 @@ from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 from moectl.checkpoint.locate import locate, read_config, require_weights
+from moectl.checkpoint.quantised import Quantisation, read_quantisation
 from moectl.errors import ModelError, ResourceError
 
 # The HTTP library of the installed huggingface_hub: httpx, later http_library.
 http_library = sys.modules[errors.HTTPError.__module__.split(".")[0]]
+FP8 = {"quant_method": "fp8"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -202,18 +204,39 @@ def test_trainer_state_is_not_weights(tmp_path):
         ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes", "original bf16"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors", "original bf16"),
         ({"compression_config": {"format": "pack"}}, "compressed-tensors", "original bf16"),
-        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "FP8", "bf16 copy"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4", "bf16 copy"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "have no `weight_block_size`: a scale for each", "bf16 copy"),
+        (FP8 | {"weight_block_size": None, "activation_scheme": "static"}, "`activation_scheme` `static`", "each block"),
+        (FP8 | {"weight_block_size": [128]}, "`weight_block_size` `[128]`", "each block"),
+        (FP8 | {"weight_block_size": [128, 0]}, "`weight_block_size` `[128, 0]`", "each block"),
+        (FP8 | {"weight_block_size": [128, True]}, "`weight_block_size` `[128, True]`", "each block"),
+        (FP8 | {"weight_block_size": [128, 128], "fmt": "e5m2"}, "the format `e5m2`, not e4m3", "each block"),
         ({"quantization_config": {"quant_method": "hqq"}}, "`hqq`", "bf16 copy"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "`mlx`", "bf16 copy"),
         ({"quantization_config": "gptq"}, "must be an object", None),
     ],
 )
 def test_quantised_weights(model, values, title, hint):
-    config(model, **values)
+    config(model, **({"quantization_config": values} if "quant_method" in values else values))
     error = refused(model)
     assert title in error.message
     assert (hint or "") in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (FP8 | {"weight_block_size": [128, 64]}, Quantisation("fp8", (128, 64))),
+        (
+            FP8 | {"weight_block_size": [128, 128], "fmt": "float8_e4m3fn", "scale_fmt": "ue8m0", "modules_to_not_convert": ["gate"]},
+            Quantisation("fp8", (128, 128)),
+        ),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, Quantisation("mxfp4")),
+    ],
+)
+@pytest.mark.parametrize("inner", [False, True], ids=["outer", "text"])
+def test_quantised_weights_that_are_read(model, values, expected, inner):
+    config(model, **({"text_config": {"quantization_config": values}} if inner else {"quantization_config": values}))
+    assert read_quantisation(read_config(locate(str(model))), where="it") == expected
 
 
 def test_quantisation_outside_the_config(model):

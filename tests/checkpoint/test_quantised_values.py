@@ -53,7 +53,9 @@ def test_every_code_times_one() -> None:
 def test_ragged_blocks_round_once(rows: int, columns: int, block: tuple[int, int], first_row: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     codes = torch.tensor(FINITE, dtype=torch.uint8)[torch.randint(0, len(FINITE), (rows, columns), generator=g)]
-    scales = torch.randn(-(-(first_row + rows) // block[0]), -(-columns // block[1]), generator=g) * 10.0 ** torch.randint(-6, 3, (1,))
+    scales = torch.randn(-(-(first_row + rows) // block[0]), -(-columns // block[1]), generator=g) * 10.0 ** torch.randint(
+        -12, 13, (1,), generator=g
+    )
     wide, narrow = torch.empty(rows, columns), torch.empty(rows, columns, dtype=torch.bfloat16)
     for out in (wide, narrow):
         decode_fp8(codes.view(torch.float8_e4m3fn), scales, block=block, first_row=first_row, out=out)
@@ -63,6 +65,15 @@ def test_ragged_blocks_round_once(rows: int, columns: int, block: tuple[int, int
             product = torch.tensor(float(e4m3(int(codes[r, c])))) * scale  # one float32 product
             assert wide[r, c] == product
             assert float(narrow[r, c]) == to_bfloat16(float(product))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 255.9, 256.0, 300.0, 1e10, 3.4e35])
+def test_scales_of_every_size(scale: float) -> None:
+    codes = torch.tensor(FINITE, dtype=torch.uint8)[None]
+    out, scales = torch.empty(codes.shape), torch.tensor([[scale, 1.0]])
+    decode_fp8(codes, scales, block=(1, 127), out=out)
+    expected = codes.view(torch.float8_e4m3fn).float() * torch.where(torch.arange(len(FINITE)) < 127, scales[0, 0], scales[0, 1])
+    assert torch.equal(out, expected)
 
 
 def test_a_code_that_is_no_number_is_named() -> None:
@@ -86,6 +97,24 @@ def test_every_pair_of_codes_and_every_scale() -> None:
     out = torch.empty(1, 512)
     decode_mxfp4(blocks, torch.full((1, 16), 255, dtype=torch.uint8), out=out)
     assert out.isnan().all()
+
+
+def test_rows_that_do_not_fit_the_scratch_at_once() -> None:
+    g = torch.Generator().manual_seed(0)
+    codes = torch.tensor(FINITE, dtype=torch.uint8)[torch.randint(0, len(FINITE), (1100, 1056), generator=g)]
+    scales = torch.rand(22, 2, generator=g)
+    expected = codes.view(torch.float8_e4m3fn).float() * scales.repeat_interleave(50, 0).repeat_interleave(600, 1)[:, :1056]
+    blocks, exponents = codes.view(1100, 66, 16), torch.randint(100, 130, (1100, 66), generator=g, dtype=torch.uint8)
+    parts = [torch.empty(1, 66 * 32) for _ in blocks]
+    for part, row, exponent in zip(parts, blocks, exponents, strict=True):
+        decode_mxfp4(row[None], exponent[None], out=part)
+    for scratch in (None, torch.empty(2**20, dtype=torch.int32)):
+        out = torch.empty(1100, 1056)
+        decode_fp8(codes, scales, block=(50, 600), out=out, scratch=scratch)
+        assert torch.equal(out, expected)
+        out = torch.empty(1100, 66 * 32)
+        decode_mxfp4(blocks, exponents, out=out, scratch=scratch)
+        assert torch.equal(out, torch.cat(parts))
 
 
 def test_groups_have_scales_of_their_own() -> None:
