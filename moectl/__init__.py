@@ -6,6 +6,7 @@ The functions mirror the commands and are imported on first use, so `import moec
     model = moectl.load_model("path/to/checkpoint")
     logits_BSV = model(token_ids_BS)
     stats = moectl.route_stats("path/to/checkpoint", data=["wiki=wikipedia.txt"], tokens=4096)
+    moectl.inspect("path/to/checkpoint").parameters.active
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moectl.api import load_model, load_route_stats, route_stats
+    from moectl.inspection.run import inspect
 
-__all__ = ["__version__", "load_model", "load_route_stats", "route_stats"]
+__all__ = ["__version__", "inspect", "load_model", "load_route_stats", "route_stats"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "inspect":
+        # Not through `api`, which loads torch.
+        from moectl.inspection.run import inspect
+
+        return inspect
     if name in __all__:
         from moectl import api
 

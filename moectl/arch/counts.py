@@ -118,16 +118,21 @@ def forward_flops_per_token(spec: ModelSpec, context: int) -> float:
     return sum(_layer_flops(layer, context, experts=True) for layer in spec.layers) + 2.0 * spec.tensors["head"].numel
 
 
-def _layer_flops(layer: Layer, context: int, *, experts: bool) -> float:
-    flops = 2.0 * layer_parameters(layer)
-    if isinstance(layer.ffn, MoE) and experts:
-        flops += 2.0 * layer.ffn.router.top_k * expert_parameters(layer)
+def attention_flops(layer: Layer, context: int) -> float:
+    """The part of it that scores and values of one layer take, which grows with `context`."""
     attention = layer.attention
     if isinstance(attention, LatentAttention):
         per_key = attention.n_heads * (attention.nope_dim + attention.rope.dim + attention.value_dim)
     else:
         per_key = 2 * attention.n_heads * attention.head_dim
-    return flops + 2.0 * per_key * mean_keys(layer, context)
+    return 2.0 * per_key * mean_keys(layer, context)
+
+
+def _layer_flops(layer: Layer, context: int, *, experts: bool) -> float:
+    flops = 2.0 * layer_parameters(layer)
+    if isinstance(layer.ffn, MoE) and experts:
+        flops += 2.0 * layer.ffn.router.top_k * expert_parameters(layer)
+    return flops + attention_flops(layer, context)
 
 
 def _part_of(slot: str) -> str:

@@ -155,8 +155,11 @@ def _tensor(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
 
 def _check_cover(infos: list[TensorInfo], path: Path, data_start: int, file_bytes: int) -> None:
     """The format wants the tensors to tile the data: no overlap, no hole, nothing after the last."""
-    position, previous = data_start, "the header"
+    position = data_start
+    before: str | None = None
     for info in infos:
+        if info.start != position:
+            previous = "the header" if before is None else f"tensor {quote(before)}"
         if info.start < position:
             raise ModelError(f"the header of `{path}` is corrupt: tensor {quote(info.name)} overlaps {previous}", hint=_DOWNLOAD_AGAIN)
         if info.start > position:
@@ -165,7 +168,7 @@ def _check_cover(infos: list[TensorInfo], path: Path, data_start: int, file_byte
                 f"the header of `{path}` is corrupt: {hole:,} bytes between {previous} and tensor {quote(info.name)} belong to no tensor",
                 hint=_DOWNLOAD_AGAIN,
             )
-        position, previous = info.end, f"tensor {quote(info.name)}"
+        position, before = info.end, info.name
     if position > file_bytes:
         raise _truncated(path, position - file_bytes)
     if position < file_bytes:
@@ -174,7 +177,13 @@ def _check_cover(infos: list[TensorInfo], path: Path, data_start: int, file_byte
 
 def _are_counts(value: Any) -> bool:
     # `type(n) is int`: JSON `true` arrives as bool, which is an int to isinstance.
-    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_ELEMENTS for n in value)
+    # A plain loop, as a large checkpoint has 200,000 of these lists.
+    if not isinstance(value, list):
+        return False
+    for n in value:  # noqa: SIM110
+        if type(n) is not int or not 0 <= n <= _MAX_ELEMENTS:
+            return False
+    return True
 
 
 def _elements(shape: tuple[int, ...] | list[int], *, zero_as: int = 0) -> int:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from moectl.errors import from_os_error
@@ -72,6 +72,11 @@ class Console:
         """A data frame as CSV with a header line; null is empty."""
         with _stdout() as stream:
             frame.to_csv(stream, index=False, lineterminator="\n")
+
+    def csv_rows(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Rows of text as CSV with a header line, without pandas."""
+        with _stdout() as stream:
+            csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
 
     def rows(self, rows: Sequence[tuple[str, str]], *, output_format: str, columns: tuple[str, str] = ("label", "value")) -> None:
         """Pairs of text: aligned for people, or CSV. (Their JSON belongs to whoever made them.)"""

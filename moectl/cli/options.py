@@ -56,6 +56,10 @@ def _debug(value: bool) -> bool:
 
 MODEL_HELP = "A folder in Hugging Face layout, a .safetensors file beside its config.json, a Hub id, or demo: the built-in model."
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+InspectedModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=f"{MODEL_HELP.removesuffix('.')}; or a config.json, or a folder with nothing else."),
+]
 
 OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{MODEL_HELP} Not with --from.", show_default=False)]
 FromOption = Annotated[
@@ -167,6 +171,47 @@ PerplexityOption = Annotated[
         help="Also run the head: loss and perplexity of the text, and experts by predicted token.",
         rich_help_panel=COMPUTE,
     ),
+]
+
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        parser=_count("--context"),
+        help="FLOPs, cache and memory of a sequence of N tokens, such as 128k. Default: 4096, or less if the model is made for less.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+CacheBitsOption = Annotated[
+    int,
+    typer.Option(
+        "--cache-bits", metavar="N", parser=_count("--cache-bits"), help="Bits per value in the KV cache.", rich_help_panel=COMPUTE
+    ),
+]
+RanksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        metavar="N",
+        parser=_count("--ranks"),
+        help="Also what each of N ranks holds under expert parallelism.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+WhatIfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--what-if",
+        metavar="SHAPE",
+        help="Also the model as another MoE, before and after. SHAPE is EXPERTS,TOP_K[,granularity=G][,shared=S]: experts of FFN "
+        "width / G, S of them shared.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+TensorsOption = Annotated[
+    bool,
+    typer.Option("--tensors", metavar="", help="List every tensor: name, dtype, shape, bytes, file.", rich_help_panel=OUTPUT),
 ]
 
 OutputOption = Annotated[

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import reference_bailing  # noqa: F401, makes transformers know the family
+from published_configs import OLMOE_1B_7B
 from transformers import AutoConfig
 
 from moectl.arch import counts
@@ -29,7 +30,7 @@ LING = {**SMALL, "model_type": "bailing_moe", "num_experts": 5, "moe_intermediat
 # allenai/OLMoE-1B-7B-0924, ibm-granite/granite-3.1-3b-a800m-base, tencent/Hunyuan-A13B-Instruct, inclusionAI/Ling-lite.
 PUBLISHED: dict[str, tuple[dict[str, Any], float, float]] = {
     "Qwen1.5-MoE-A2.7B": ({"model_type": "qwen2_moe"}, 14.3e9, 2.7e9),
-    "OLMoE-1B-7B": ({"model_type": "olmoe", "intermediate_size": 1024}, 6.92e9, 1.28e9),
+    "OLMoE-1B-7B": (OLMOE_1B_7B, 6.92e9, 1.28e9),
     "Granite-3.1-3B-A800M": (
         {"model_type": "granitemoe", "vocab_size": 49155, "hidden_size": 1536, "intermediate_size": 512, "num_hidden_layers": 32,
          "num_attention_heads": 24, "num_key_value_heads": 8, "num_local_experts": 40, "num_experts_per_tok": 8,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import reference_bailing_v2  # noqa: F401, makes transformers know the family
 import reference_deepseek  # noqa: F401, so does this
+from published_configs import DEEPSEEK_MOE_16B, DEEPSEEK_V2
 from transformers import AutoConfig
 
 from moectl.arch import counts
@@ -32,24 +33,14 @@ MINIMAX = {**SMALL, "model_type": "minimax_m2", "num_local_experts": 8, "head_di
 LING = {**SMALL, "model_type": "bailing_moe_v2", "num_experts": 8, "n_group": 2, "topk_group": 1, "head_dim": 8}
 # Sizes of models on huggingface.co and the parameters, total and active, that their cards or papers state.
 PUBLISHED: dict[str, tuple[dict[str, Any], float, float]] = {
-    "DeepSeekMoE-16B": (
-        {"model_type": "deepseek", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 28,
-         "num_attention_heads": 16, "num_key_value_heads": 16, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
-         "first_k_dense_replace": 1, "moe_layer_freq": 1, "scoring_func": "softmax"},
-        16.4e9, 2.8e9,
-    ),
+    "DeepSeekMoE-16B": (DEEPSEEK_MOE_16B, 16.4e9, 2.8e9),
     "DeepSeek-V2-Lite": (
         {"model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
          "num_hidden_layers": 27, "num_attention_heads": 16, "q_lora_rank": None, "n_routed_experts": 64, "num_experts_per_tok": 6,
          "first_k_dense_replace": 1, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
         15.7e9, 2.4e9,
     ),
-    "DeepSeek-V2": (
-        {"model_type": "deepseek_v2", "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536,
-         "num_hidden_layers": 60, "num_attention_heads": 128, "n_routed_experts": 160, "num_experts_per_tok": 6,
-         "first_k_dense_replace": 1, "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3, "routed_scaling_factor": 16.0},
-        236e9, 21e9,
-    ),
+    "DeepSeek-V2": (DEEPSEEK_V2, 236e9, 21e9),
     "Kimi-K2": (
         {"model_type": "kimi_k2", "vocab_size": 163840, "num_attention_heads": 64, "n_routed_experts": 384, "n_group": 1, "topk_group": 1,
          "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},

@@ -19,7 +19,19 @@ def python(code, *arguments, **options):
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["route-stats", "--help"], ["--version"], ["route-stats"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["route-stats", "--help"],
+        ["--version"],
+        ["route-stats"],
+        ["inspect", "--help"],
+        ["inspect", "demo"],
+        ["inspect", "demo", "--format", "json", "--ranks", "4", "--what-if", "8,2"],
+        ["inspect", "demo", "--tensors", "--format", "csv"],
+    ],
+)
 def test_looking_around_imports_nothing_heavy(command):
     code = f"""
         import sys

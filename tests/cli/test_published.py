@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/guides/route-stats.md", "docs/reference/cli.md"]
+PAGES = ["README.md", "docs/guides/inspect.md", "docs/guides/route-stats.md", "docs/reference/cli.md"]
 # Scripts rely on these. A flag is added here on purpose, and never taken away by accident.
 FLAGS = {
+    "inspect": ["--cache-bits", "--context", "--debug", "--format", "--ranks", "--tensors", "--what-if"],
     "route-stats": [
         "--active-experts", "--batch-tokens", "--data", "--debug", "--device", "--dry-run", "--dtype", "--export", "--format", "--from",
         "--memory", "--order", "--output", "--overwrite", "--perplexity", "--seq-len", "--skip-special", "--text-field", "--threads",
@@ -52,9 +53,10 @@ def test_the_completions_are_fresh(generate):
     assert files == generate.completions(), "run `make docs`"
 
 
-def test_the_reference_covers_every_flag_of_the_help(generate, run):
-    _, out, _ = run("route-stats", "--help")
-    for flag in FLAGS["route-stats"]:
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_reference_covers_every_flag_of_the_help(generate, run, command):
+    _, out, _ = run(command, "--help")
+    for flag in FLAGS[command]:
         assert flag in out
         assert re.search(rf"[`, ]{flag}[ ,`]", generate.reference())
 
