@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "units", "staging", "provenance", "plan"},
     {"arch", "checkpoint", "data"},
     {"model"},
-    {"inspection", "routing", "training"},
+    {"conversion", "inspection", "routing", "training"},
     {"report"},
     {"api"},
     {"cli"},

@@ -12,6 +12,7 @@ from typing import Any
 
 from moectl.arch import blocks, qwen2, qwen3, qwen3_moe
 from moectl.arch.config import Config
+from moectl.arch.fused import FusedNames
 from moectl.arch.parts import MoE
 from moectl.arch.spec import Layer, ModelSpec
 
@@ -69,12 +70,13 @@ def _text_only(config: Config, defaults: Mapping[str, Any], fixed: Mapping[str, 
 
 
 def _with_transposed_experts(layer: Layer, hidden: int, present: Collection[str]) -> Layer:
-    """As on the Hub, unless the shapes in `present` are those in memory, which newer transformers also writes."""
+    """As on the Hub, unless `present` is of the fused layout, which the shapes tell."""
     ffn = layer.ffn
     if not isinstance(ffn, MoE):
         return layer
     prefix, n_experts = f"model.layers.{layer.index}.mlp.experts", ffn.router.n_experts
-    if isinstance(present, Mapping) and present.get(f"{prefix}.gate_up_proj") == (n_experts, 2 * ffn.expert_width, hidden):
+    shape = (n_experts, 2 * ffn.expert_width, hidden)
+    if isinstance(present, FusedNames) or (isinstance(present, Mapping) and present.get(f"{prefix}.gate_up_proj") == shape):
         return layer
     experts = blocks.transposed_expert_tensors(prefix, n_experts=n_experts, hidden=hidden, width=ffn.expert_width)
     return replace(layer, ffn=replace(ffn, experts=experts))

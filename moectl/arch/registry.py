@@ -40,6 +40,7 @@ from moectl.arch import (
 )
 from moectl.arch.check import check_router, check_tensors
 from moectl.arch.config import Config
+from moectl.arch.fused import FusedNames
 from moectl.arch.spec import ModelSpec
 from moectl.arch.text_tower import WRAPPERS, find_tower
 from moectl.errors import ModelError
@@ -99,6 +100,17 @@ def build_spec(config: Mapping[str, Any], *, shapes: Mapping[str, tuple[int, ...
         return _checked_spec(config, Config(config), shapes)
     inside = None if shapes is None else tower.inside(shapes)
     return tower.renamed(_checked_spec(config, tower.config, inside, on_disk=tower.on_disk))
+
+
+def spec_in_layout(config: Mapping[str, Any], layout: str, *, names: Collection[str]) -> ModelSpec:
+    """The spec of the same model in the layout "hub", as published, or "fused", as newer transformers has it in memory; in no codes.
+
+    `names`: the tensors of its checkpoint, which decide what stands before those of a multimodal model's text model. Raises ModelError.
+    """
+    tower = find_tower(config, names=names)
+    own = Config(config) if tower is None else tower.config
+    spec = _family(config, own)(own, FusedNames() if layout == "fused" else ())
+    return spec if tower is None else tower.renamed(spec)
 
 
 def _checked_spec(

@@ -89,6 +89,14 @@ class TensorReader:
             return self._part(info, index, rows)
         return self._decoded(info, decode, index=index, rows=rows)
 
+    def read_values(self, name: str, start: int, stop: int) -> Tensor:
+        """Values `start` to `stop` of a plain tensor's row-major order, in one dimension. Raises ModelError as `read_slice`."""
+        info = self._info(name)
+        if not isinstance(info, TensorInfo) or not 0 <= start <= stop <= math.prod(info.shape):
+            raise ModelError(f"tensor {quote(name)} of shape {list(info.shape)} has no values {start} to {stop} to read as they are")
+        itemsize = torch_dtype(info.dtype).itemsize
+        return self._read(info, info.start + start * itemsize, (stop - start,))
+
     def _decoded(self, info: QuantisedInfo, dtype: torch.dtype, *, index: int | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         """A quantised weight or a part of it in `dtype`."""
         _require_part(info, index, rows)

@@ -20,7 +20,7 @@ from types import FrameType
 import typer
 
 from moectl import __version__
-from moectl.cli import failures, inspect, route_stats
+from moectl.cli import convert, failures, inspect, route_stats
 from moectl.cli.console import console
 from moectl.cli.options import DebugOption, VersionOption
 
@@ -46,6 +46,7 @@ def root(context: typer.Context, version: VersionOption = False, debug: DebugOpt
 
 
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("route-stats", epilog=route_stats.EXAMPLES)(route_stats.route_stats)
 
 

@@ -214,6 +214,52 @@ TensorsOption = Annotated[
     typer.Option("--tensors", metavar="", help="List every tensor: name, dtype, shape, bytes, file.", rich_help_panel=OUTPUT),
 ]
 
+ConvertedArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The new folder.", show_default=False)]
+ConvertDtypeOption = Annotated[
+    Literal["auto", "keep", "float32", "bfloat16", "float16"],
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="auto: quantised weights become bfloat16, others stay. keep: quantised ones stay too. float32, bfloat16 or float16: all "
+        "weights, but those the family keeps in float32.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+LayoutOption = Annotated[
+    Literal["hub", "fused"] | None,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="hub: names and experts as published. fused: all experts of a layer in one tensor, as newer transformers has them in memory. "
+        "Default: as they are.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+ShardSizeOption = Annotated[
+    int,
+    typer.Option(
+        "--shard-size",
+        metavar="SIZE",
+        parser=_bytes("--shard-size"),
+        help="Bytes of tensors in one file, such as 5GB.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+CopyThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        parser=_count("--threads"),
+        help="Threads that read, compute and write. Default: one for each CPU, two at most.",
+        rich_help_panel=COMPUTE,
+    ),
+]
+OverwriteModelOption = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace OUT if moectl wrote it.", rich_help_panel=OUTPUT)
+]
+
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="Write the tables and the summary into this new folder.", rich_help_panel=OUTPUT),

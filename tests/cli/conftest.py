@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pandas as pd
@@ -48,7 +49,7 @@ class FakeApi(ModuleType):
 
 
 @pytest.fixture
-def api(monkeypatch):
+def api(monkeypatch, tmp_path):
     fake = FakeApi()
     monkeypatch.setitem(sys.modules, "moectl.api", fake)
     # `inspect` does not go through the api; whatever MODEL is asked for, it looks at the built-in one.
@@ -56,6 +57,16 @@ def api(monkeypatch):
 
     inspect = run.inspect
     monkeypatch.setattr(run, "inspect", lambda model, **options: inspect("demo", **{**options, "ranks": options["ranks"] and 2}))
+    # Nor does `convert`; whatever is to become what, the built-in model becomes a folder of this test.
+    from moectl.conversion import run as conversion
+
+    convert = conversion.run_convert
+
+    def convert_demo(options, *, progress):
+        output = tmp_path / options.output.name
+        return convert(replace(options, model="demo", output=output, overwrite=True), progress=progress)
+
+    monkeypatch.setattr(conversion, "run_convert", convert_demo)
     return fake
 
 

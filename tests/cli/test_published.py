@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "docs/guides/inspect.md", "docs/guides/route-stats.md", "docs/reference/cli.md"]
 # Scripts rely on these. A flag is added here on purpose, and never taken away by accident.
 FLAGS = {
+    "convert": [
+        "--debug", "--dry-run", "--dtype", "--format", "--layout", "--overwrite", "--shard-size", "--threads", "--verbose", "-v",
+    ],
     "inspect": ["--cache-bits", "--context", "--debug", "--format", "--ranks", "--tensors", "--what-if"],
     "route-stats": [
         "--active-experts", "--batch-tokens", "--data", "--debug", "--device", "--dry-run", "--dtype", "--export", "--format", "--from",
